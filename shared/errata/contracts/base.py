@@ -8,7 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from errata.contracts.strict import Instant, JsonBag, Text
 
-__all__ = ["Fields", "FiniteNumber", "Instant", "JsonBag", "Message", "NonNegative", "Part", "Share", "Text", "canonical"]
+__all__ = [
+    "Fields",
+    "FiniteNumber",
+    "Instant",
+    "JsonBag",
+    "Message",
+    "NonNegative",
+    "Part",
+    "Share",
+    "Text",
+    "canonical",
+]
 
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

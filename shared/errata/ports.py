@@ -1,0 +1,208 @@
+"""The boundaries of errata. Each docstring states what an implementation guarantees; one suite tests them all."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from errata.contracts import ChangeEvent
+from errata.domain.columns import Batch, Layout
+from errata.errors import Refused
+
+Headers = tuple[tuple[str, bytes], ...]
+TopicPartition = tuple[str, int]
+Offsets = dict[TopicPartition, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as read. ``timestamp_us`` is the record time (LogAppendTime), microseconds since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_us: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One record to write. Without ``partition`` the key decides (murmur2, as Java's default does)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    partition: int | None = None
+
+
+class Consumer(Protocol):
+    """A member of a consumer group.
+
+    Reads committed records only, in offset order within a partition. What it has read and what the group has
+    committed are two things: only a producer's transaction moves the committed offsets.
+    """
+
+    def poll(self, most: int, timeout_s: float = 0.0) -> list[Record]:
+        """What is there, at most ``most`` records; never waits to fill. Rebalance callbacks run in here only."""
+
+    def assignment(self) -> set[TopicPartition]: ...
+
+    def committed(self, partitions: Iterable[TopicPartition]) -> Offsets:
+        """The group's committed next offsets; a partition nobody committed is absent."""
+
+    def position(self, partition: TopicPartition) -> int: ...
+
+    def seek(self, partition: TopicPartition, offset: int) -> None: ...
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None: ...
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Producer(Protocol):
+    """A transactional producer. Making one fences its predecessor of the same id and aborts what that left open.
+
+    Records and offsets of a transaction become visible together at ``commit``, or never. A fenced producer raises
+    ``Fenced``; a void transaction raises ``Aborted``.
+    """
+
+    def begin(self) -> None: ...
+
+    def produce(self, record: Outgoing) -> None: ...
+
+    def send_offsets(self, offsets: Offsets, consumer: Consumer) -> None:
+        """Put the group's next offsets into the transaction. A member of an older generation raises ``Aborted``."""
+
+    def commit(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+OnPartitions = Callable[[set[TopicPartition]], None]
+
+
+class Transport(Protocol):
+    """A log of topics and partitions with groups and transactions."""
+
+    def partitions(self, topic: str) -> int: ...
+
+    def consumer(
+        self,
+        group: str,
+        topic: str,
+        *,
+        instance: str,
+        side_inputs: Sequence[str] = (),
+        on_assign: OnPartitions | None = None,
+        on_revoke: OnPartitions | None = None,
+    ) -> Consumer:
+        """Join ``group`` on ``topic``; the same-numbered partitions of ``side_inputs`` come along."""
+
+    def producer(self, transactional_id: str) -> Producer: ...
+
+    def read_from(self, partition: TopicPartition, offset: int = 0) -> Iterator[Record]:
+        """All committed records from ``offset`` to the end as it is now, outside any group."""
+
+    def read_at(self, partition: TopicPartition, offsets: Sequence[int]) -> list[Record | None]:
+        """The committed records at these offsets; None for one that is gone or was never there."""
+
+    def end_offset(self, partition: TopicPartition) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Decoder(Protocol):
+    """Records of predictions and outcomes to columns and refusals; accepts and refuses what the contract does.
+
+    ``layouts`` maps the record key to the layout of its model; a model it does not know gets an empty layout (no
+    features counted). Rows of all models of the batch come back in one set of columns, in receipt order.
+    """
+
+    def decode(self, records: Sequence[Record], layouts: Mapping[bytes, Layout]) -> Batch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A record of the changelog: ``value`` None deletes the key."""
+
+    partition: int
+    key: bytes
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadInput:
+    """An input the step refused, and why."""
+
+    record: Record
+    refusal: Refused
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step made of a batch. Every record of the batch has one disposition: processed, dead or dropped."""
+
+    outputs: list[Outgoing] = field(default_factory=list)
+    changes: list[StateChange] = field(default_factory=list)
+    dead: list[DeadInput] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    max_event_time_us: int | None = None
+
+
+class Stage(Protocol):
+    """A pure step over a batch. The worker around it does all the reading, writing and committing.
+
+    ``step`` sees no clock, no randomness and no I/O beyond what ``prepare`` fetched, and its outputs do not depend
+    on how the records are cut into batches. After each ``step`` the worker calls either ``commit`` or ``rollback``;
+    ``rollback`` brings the state back to the last commit.
+    """
+
+    name: str
+    input: str
+    side_inputs: tuple[str, ...]
+
+    def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
+        """Take over a partition with its state as the changelog has it (newest value per key, no tombstones)."""
+
+    def revoke(self, partition: int) -> None:
+        """Give a partition up and drop its state."""
+
+    def prepare(self, batch: Sequence[Record]) -> Any:
+        """Fetch from outside what the step needs, before the transaction opens. May raise ``Unavailable``."""
+
+    def step(self, batch: Sequence[Record], prepared: Any) -> StepResult: ...
+
+    def commit(self) -> None: ...
+
+    def rollback(self) -> None: ...
+
+
+class ContextStore(Protocol):
+    """Changes by subject and time. Holds nothing that cannot be rebuilt from ``errata.changes.v1``."""
+
+    def add(self, changes: Sequence[tuple[ChangeEvent, int]]) -> None:
+        """Keep changes with their record times in microseconds; the same change twice is one."""
+
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
+        """For each (tenant, subject, from_us, to_us, seen_before_us): changes with from <= time <= to whose record
+        time is before ``seen_before_us``, by time and id. Raises ``Unavailable``."""
+
+
+class Cipher(Protocol):
+    """Authenticated encryption with one key. ``open`` raises ``ValueError`` for what was not sealed with it."""
+
+    def seal(self, plain: bytes, context: bytes) -> bytes: ...
+
+    def open(self, sealed: bytes, context: bytes) -> bytes: ...
+
+
+class RecordReader(Protocol):
+    """Reads single records back by their place; a ``Transport`` is one."""
+
+    def read_at(self, partition: TopicPartition, offsets: Sequence[int]) -> list[Record | None]: ...
