@@ -13,7 +13,8 @@
     ├── Fenced                  a newer instance has taken over: stop with 78
     ├── StateDamaged            state and offsets do not belong together: stop with 70
     ├── Misconfigured           a setting, file or argument is wrong: stop with 78
-    └── NotFound                what was asked for is not there: tell the person
+    ├── NotFound                what was asked for is not there: tell the person
+    └── IllegalMove             a step the life cycle of a case does not have: tell the person
 """
 
 from typing import ClassVar, Literal
@@ -97,5 +98,11 @@ class Misconfigured(ErrataError):
 
 class NotFound(ErrataError):
     """What was asked for does not exist."""
+
+    exit_code = 1
+
+
+class IllegalMove(ErrataError):
+    """A person asked for a step that the life cycle does not have; the message says which steps there are."""
 
     exit_code = 1

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
-from errata.contracts import ChangeEvent
+from errata.contracts import ChangeEvent, FailureCase, TaggedCase
+from errata.domain.catalogue.lifecycle import Move, Revision
+from errata.domain.catalogue.queries import CaseCounts, CaseQuery
 from errata.domain.columns import Batch, Layout
-from errata.errors import Refused
+from errata.errors import RefusalClass, Refused
 
 Headers = tuple[tuple[str, bytes], ...]
 TopicPartition = tuple[str, int]
@@ -206,3 +209,82 @@ class RecordReader(Protocol):
     """Reads single records back by their place; a ``Transport`` is one."""
 
     def read_at(self, partition: TopicPartition, offsets: Sequence[int]) -> list[Record | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SinkDeadLetter:
+    """A record the catalogue could not take. ``payload`` is sealed, or None without a cipher."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_us: int
+    refusal_class: RefusalClass
+    path: str
+    message: str
+    payload: bytes | None = None
+
+
+CrashHook = Callable[[str], None]
+
+
+def never_crash(point: str) -> None:
+    """The crash hook of every run in which no crash point is armed."""
+
+
+class Catalogue(Protocol):
+    """The cases, their revisions, and the positions up to which topics are in them: one database, one truth.
+
+    A database that does not answer raises ``Unavailable``; one of another schema raises ``Misconfigured``.
+    """
+
+    def migrate(self) -> None:
+        """Create the database or bring it to this version's schema; nothing happens when it is there already."""
+
+    def claim(self, group: str, owner: str, partitions: Iterable[TopicPartition]) -> Offsets:
+        """Make ``owner`` the only writer of these partitions' positions, and return them (0: nothing written yet).
+
+        The owner before it is fenced: its next ``apply`` raises ``Fenced``.
+        """
+
+    def apply(
+        self,
+        cases: Sequence[TaggedCase],
+        positions: Offsets,
+        group: str,
+        owner: str,
+        *,
+        dead: Sequence[SinkDeadLetter] = (),
+        crash: CrashHook = never_crash,
+    ) -> int:
+        """Write cases, dead letters and next offsets in ONE transaction; returns the number of new revisions.
+
+        Of a case the newer ``episode.seq`` wins, and each newer seq with changed content makes one revision, however
+        the records are cut into batches; a replayed record changes nothing. ``status`` and people's fields are never
+        touched. ``crash`` is called with ``AFTER_ROWS`` and ``AFTER_POSITION`` inside the transaction and with
+        ``AFTER_DB_COMMIT`` behind it. Raises ``Fenced`` when ``owner`` does not hold the positions, and ``Refused``
+        when a value cannot be stored; then nothing of the call is written.
+        """
+
+    def cases(self, query: CaseQuery) -> list[FailureCase]:
+        """The cases that match, newest first."""
+
+    def case(self, reference: str) -> FailureCase:
+        """One case by ``case_id``, by its first eight characters or more, or by short id (case does not matter).
+
+        Raises ``NotFound`` with the nearest known id."""
+
+    def revisions(self, reference: str) -> list[Revision]:
+        """All revisions of a case, oldest first; their fold is the case."""
+
+    def move(
+        self, reference: str, move: Move, *, actor: str, at: datetime, rejection: str | None = None, note: str = ""
+    ) -> FailureCase:
+        """Move a case along its life cycle as one revision. Raises ``IllegalMove`` naming the allowed moves."""
+
+    def counts(self) -> CaseCounts: ...
+
+    def dead_letters(self, limit: int = 100) -> list[SinkDeadLetter]:
+        """The records the catalogue could not take, by place."""
+
+    def close(self) -> None: ...

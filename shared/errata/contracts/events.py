@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from errata.contracts.base import FiniteNumber, Instant, JsonBag, Message, NonNegative, Part, Text
-from errata.contracts.strict import MAX_FEATURE_BYTES, MAX_VECTOR
+from errata.contracts.strict import MAX_VECTOR
 
 Purpose = Literal["live", "drill", "heartbeat", "backfill", "tick"]
 StatusCode = Literal["ok", "error", "timeout", "fallback", "missing_response"]
@@ -15,11 +15,20 @@ ChangeKind = Literal["deploy", "flag", "config", "data", "schema", "registry"]
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Id = Annotated[Text, Field(min_length=1, max_length=200)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-# A feature's type is the contract's business; what no contract could allow is refused by `Features`.
-FeatureText = Annotated[Text, Field(max_length=MAX_FEATURE_BYTES)]
 Vector = Annotated[list[Int64 | FiniteNumber], Field(max_length=MAX_VECTOR)]
-Value = bool | Int64 | FiniteNumber | Text | None
-Prediction = bool | Int64 | FiniteNumber | Text | Vector
+
+
+def _one_fault(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """A union has one fault, at the field itself, whichever of its branches came nearest."""
+    try:
+        return handler(value)
+    except ValidationError as error:
+        raise ValueError("none of the types allowed here") from error
+
+
+Value = Annotated[bool | Int64 | FiniteNumber | Text | None, WrapValidator(_one_fault)]
+Prediction = Annotated[bool | Int64 | FiniteNumber | Text | Vector | None, WrapValidator(_one_fault)]
+# A feature's type and shape are the contract's business: a wrong one is a finding and never refuses the event.
 Features = dict[Text, Any]
 
 
@@ -92,7 +101,7 @@ class PredictionEvent(Message):
     event_id: Id
     time: Instant
     model: ModelRef | None = None
-    prediction: Prediction | None = None
+    prediction: Prediction = None
     status: Status | None = None
     tenant: Name = "default"
     purpose: Purpose = "live"
@@ -124,7 +133,7 @@ class PredictionEvent(Message):
         if self.purpose != "tick":
             if self.model is None:
                 raise ValueError("model is required")
-            if self.prediction is None and self.status is None:
+            if self.prediction is None and (self.status is None or "code" not in self.status.model_fields_set):
                 raise ValueError("prediction is required unless status.code is there")
         return self
 
@@ -141,7 +150,7 @@ class Outcome(Message):
     prediction_id: Id | None = None
     value: Value = None
     score: FiniteNumber | None = None
-    predicted: Prediction | None = None
+    predicted: Prediction = None
     confidence: FiniteNumber | None = None
     segments: dict[Text, Value] = {}
     predicted_time: Instant | None = None

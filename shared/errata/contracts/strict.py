@@ -19,6 +19,8 @@ MAX_FEATURE_BYTES = 4 * 1024
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FIRST_US = (datetime.min.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+LAST_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 
 # RFC 3339: seconds compulsory, an offset compulsory, `T` and `Z` upper case, no leap second, at most nanoseconds.
 _INSTANT = re.compile(
@@ -29,7 +31,8 @@ _INSTANT = re.compile(
 def instant_us(text: str) -> int:
     """Microseconds since 1970 of an RFC 3339 time; digits beyond the microsecond are cut off.
 
-    Raises ``ValueError`` for a time without an offset, without seconds, or that does not exist.
+    Raises ``ValueError`` for a time without an offset, without seconds, that does not exist, or that is outside of
+    the years 1 to 9999 in UTC.
 
     >>> instant_us("2026-01-05T00:00:00.1234567Z")
     1767571200123456
@@ -46,6 +49,8 @@ def instant_us(text: str) -> int:
             raise ValueError("an offset is at most 23:59")
         shift = (int(off_hour) * 60 + int(off_minute)) * 60_000_000
         us -= shift if sign == "+" else -shift
+    if not FIRST_US <= us <= LAST_US:
+        raise ValueError("a time lies in the years 1 to 9999 UTC")
     return us
 
 

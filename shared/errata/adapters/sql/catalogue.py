@@ -1,0 +1,576 @@
+"""`Catalogue` over SQLAlchemy Core. What a case is, is decided in the domain; here stands only how it is kept."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Row, Table, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
+
+from errata.adapters.sql.tables import (
+    case_edit,
+    case_revision,
+    case_tag,
+    consumer_position,
+    dead_letter,
+    failure_case,
+    short_id_counter,
+)
+from errata.contracts import FailureCase, TaggedCase, canonical
+from errata.contracts.base import Fields
+from errata.contracts.strict import instant, to_us
+from errata.domain.catalogue.cases import (
+    case_of,
+    closed_at,
+    content_hash,
+    machine_document,
+    search_text,
+    short_id,
+    shown_case,
+)
+from errata.domain.catalogue.lifecycle import Move, Revision, folded, move_patch, patch_between, rejection_reason
+from errata.domain.catalogue.queries import CaseCounts, CaseQuery, suggestion, words
+from errata.errors import ErrataError, Fenced, Misconfigured, NotFound, Refused, StateDamaged, Unavailable
+from errata.ports import CrashHook, Offsets, SinkDeadLetter, TopicPartition, never_crash
+
+SCHEMA = "c0001"  # the newest migration; a test compares it with the scripts
+MACHINE = "errata"  # the actor of every revision that the chain makes
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_WRITES = "errata_writes"
+_IN_CHUNK = 500  # ids in one IN (…), well under every database's limit of parameters
+_SUGGEST_FROM = 2_000  # newest short ids looked at for a suggestion
+_SHORTEST_PREFIX = 8  # characters of a case id that may stand for it
+
+
+class SqlCatalogue:
+    """See `errata.ports.Catalogue`. ``url`` is SQLAlchemy's; SQLite and PostgreSQL are known.
+
+    ``busy_timeout_s``: how long SQLite waits for another writer before ``Unavailable``.
+    """
+
+    def __init__(self, url: str, busy_timeout_s: float = 5.0) -> None:
+        try:
+            self._engine = sa.create_engine(url)
+        except (ArgumentError, ImportError) as error:
+            raise Misconfigured("catalogue url: not one SQLAlchemy knows; write sqlite:///FILE") from error
+        if self._engine.dialect.name not in ("sqlite", "postgresql"):
+            raise Misconfigured("catalogue url: write one that begins with sqlite: or postgresql:")
+        if self._engine.dialect.name == "sqlite":
+            _prepare_sqlite(self._engine, busy_timeout_s)
+        self._checked = False
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # schema
+
+    def migrate(self) -> None:
+        with self._transaction(checked=False) as connection:
+            if _schema(connection) == SCHEMA:
+                self._checked = True
+                return
+        with self._transaction(writes=True, checked=False) as connection:
+            if _schema(connection) != SCHEMA:  # another process may have been quicker
+                _upgrade(connection)
+        self._checked = True
+
+    # writing
+
+    def claim(self, group: str, owner: str, partitions: Iterable[TopicPartition]) -> Offsets:
+        positions: Offsets = {}
+        with self._transaction(writes=True) as connection:
+            for topic, partition in sorted(partitions):
+                row = {"consumer_group": group, "topic": topic, "partition": partition}
+                insert = self._insert(consumer_position).values(next_offset=0, owner=owner, **row)
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["consumer_group", "topic", "partition"], set_={"owner": owner}
+                    )
+                )
+                found = sa.select(consumer_position.c.next_offset).where(*_equal(consumer_position, row))
+                positions[topic, partition] = connection.execute(found).scalar_one()
+        return positions
+
+    def apply(
+        self,
+        cases: Sequence[TaggedCase],
+        positions: Offsets,
+        group: str,
+        owner: str,
+        *,
+        dead: Sequence[SinkDeadLetter] = (),
+        crash: CrashHook = never_crash,
+    ) -> int:
+        with self._transaction(writes=True) as connection:
+            made = self._write_cases(connection, cases)
+            self._write_dead(connection, dead)
+            crash("AFTER_ROWS")
+            _write_positions(connection, positions, group, owner)
+            crash("AFTER_POSITION")
+        crash("AFTER_DB_COMMIT")
+        return made
+
+    def _write_cases(self, connection: Connection, cases: Sequence[TaggedCase]) -> int:
+        held = _held(connection, {case.episode.id for case in cases})
+        self._number_new_cases(connection, cases, held)
+        revisions: list[dict[str, Any]] = []
+        changed: dict[str, _Held] = {}
+        for tagged in cases:
+            state = held[tagged.episode.id]
+            revision = state.take(tagged)
+            if revision is not None:
+                revisions.append(_revision_row(revision))
+                changed[state.case_id] = state
+        if changed:
+            rows = [state.row() for state in changed.values()]
+            connection.execute(self._upsert_newer_seq(), rows)
+            connection.execute(sa.insert(case_revision), revisions)
+            self._write_tags(connection, changed)
+        return len(revisions)
+
+    def _number_new_cases(self, connection: Connection, cases: Sequence[TaggedCase], held: dict[str, "_Held"]) -> None:
+        first: dict[str, TaggedCase] = {}
+        for tagged in cases:
+            if tagged.episode.id not in held:
+                first.setdefault(tagged.episode.id, tagged)
+        # The order of a batch's partitions is the transport's affair; record time is the same in every run.
+        for tagged in sorted(first.values(), key=lambda case: (case.time, case.episode.id)):
+            number = self._next_number(connection, tagged.tenant)
+            held[tagged.episode.id] = _Held(
+                tagged.episode.id, tagged.tenant, short_id(tagged.tenant, number), to_us(tagged.time)
+            )
+
+    def _next_number(self, connection: Connection, tenant: str) -> int:
+        start = self._insert(short_id_counter).values(tenant=tenant, next_number=1)
+        connection.execute(start.on_conflict_do_nothing())
+        mine = short_id_counter.c.tenant == tenant
+        number: int = connection.execute(
+            sa.select(short_id_counter.c.next_number).where(mine).with_for_update()
+        ).scalar_one()
+        connection.execute(sa.update(short_id_counter).where(mine).values(next_number=number + 1))
+        return number
+
+    def _upsert_newer_seq(self) -> Any:
+        insert = self._insert(failure_case)
+        # Not `status`: it is people's. Not what a case is born with: ids, tenant, time of opening.
+        born = {"case_id", "short_id", "tenant", "status", "opened_at_us"}
+        moved = {column.name: insert.excluded[column.name] for column in failure_case.c if column.name not in born}
+        return insert.on_conflict_do_update(
+            index_elements=["case_id"], set_=moved, where=insert.excluded.episode_seq > failure_case.c.episode_seq
+        )
+
+    def _write_tags(self, connection: Connection, changed: Mapping[str, "_Held"]) -> None:
+        for ids in _chunks(sorted(changed)):
+            connection.execute(sa.delete(case_tag).where(case_tag.c.case_id.in_(ids)))
+        rows = [{"case_id": id_, "tag": tag} for id_, state in changed.items() for tag in state.tags()]
+        if rows:
+            connection.execute(sa.insert(case_tag), rows)
+
+    def _write_dead(self, connection: Connection, dead: Sequence[SinkDeadLetter]) -> None:
+        if dead:
+            rows = [
+                {
+                    "topic": letter.topic,
+                    "partition": letter.partition,
+                    "offset": letter.offset,
+                    "timestamp_us": letter.timestamp_us,
+                    "class": letter.refusal_class,
+                    "path": letter.path,
+                    "message": letter.message,
+                    "payload": letter.payload,
+                }
+                for letter in dead
+            ]
+            connection.execute(self._insert(dead_letter).on_conflict_do_nothing(), rows)
+
+    # reading
+
+    def cases(self, query: CaseQuery) -> list[FailureCase]:
+        wanted = _shown_columns().where(*_conditions(query))
+        newest = wanted.order_by(failure_case.c.opened_at_us.desc(), failure_case.c.case_id).limit(query.limit)
+        with self._transaction() as connection:
+            return [_shown(row) for row in connection.execute(newest)]
+
+    def case(self, reference: str) -> FailureCase:
+        with self._transaction() as connection:
+            return _shown(_found(connection, reference))
+
+    def revisions(self, reference: str) -> list[Revision]:
+        with self._transaction() as connection:
+            case_id = _found(connection, reference).case_id
+            wanted = sa.select(case_revision).where(case_revision.c.case_id == case_id)
+            return [_revision(row) for row in connection.execute(wanted.order_by(case_revision.c.rev))]
+
+    def counts(self) -> CaseCounts:
+        columns = (failure_case.c.status, failure_case.c.episode_state, failure_case.c.root_class)
+        status: Counter[str] = Counter()
+        state: Counter[str] = Counter()
+        root: Counter[str] = Counter()
+        with self._transaction() as connection:
+            for row in connection.execute(sa.select(*columns, sa.func.count().label("n")).group_by(*columns)):
+                status[row.status] += row.n
+                state[row.episode_state] += row.n
+                root[row.root_class] += row.n
+        return CaseCounts(status.total(), dict(status), dict(state), dict(root))
+
+    def dead_letters(self, limit: int = 100) -> list[SinkDeadLetter]:
+        place = (dead_letter.c.topic, dead_letter.c.partition, dead_letter.c.offset)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(dead_letter).order_by(*place).limit(limit))
+            return [SinkDeadLetter(*row) for row in rows]
+
+    # people
+
+    def move(
+        self, reference: str, move: Move, *, actor: str, at: datetime, rejection: str | None = None, note: str = ""
+    ) -> FailureCase:
+        because = rejection_reason(rejection) if rejection is not None else None
+        with self._transaction(writes=True) as connection:
+            row = _found(connection, reference, locks=True)
+            edits = _edits(row)
+            patch = move_patch(row.status, move, because, note)
+            previous = {name: {"status": row.status, **edits}.get(name) for name in patch}
+            revision = Revision(
+                row.case_id, row.rev + 1, to_us(at), actor, note or rejection or move, row.content_hash, patch, previous
+            )
+            self._write_edit(connection, revision, folded(edits, patch))
+        return self.case(revision.case_id)
+
+    def _write_edit(self, connection: Connection, revision: Revision, edits: Fields) -> None:
+        connection.execute(sa.insert(case_revision).values(**_revision_row(revision)))
+        values = {"rev": revision.rev, "edits": _text(edits)}
+        insert = self._insert(case_edit).values(case_id=revision.case_id, **values)
+        connection.execute(insert.on_conflict_do_update(index_elements=["case_id"], set_=values))
+        mine = sa.update(failure_case).where(failure_case.c.case_id == revision.case_id)
+        connection.execute(mine.values(rev=revision.rev, status=edits["status"]))
+
+    # the database
+
+    def _insert(self, table: Table) -> Any:
+        """An INSERT that knows ON CONFLICT: the one place where the dialects part."""
+        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+
+    @contextmanager
+    def _transaction(self, writes: bool = False, checked: bool = True) -> Iterator[Connection]:
+        with _translated():
+            engine = self._engine.execution_options(**{_WRITES: writes})
+            with engine.begin() as connection:
+                if checked and not self._checked:
+                    _require_schema(connection)
+                    self._checked = True
+                yield connection
+
+
+@dataclass(slots=True)
+class _Held:
+    """A case while a batch is applied: what is stored, moved on by each newer seq."""
+
+    case_id: str
+    tenant: str
+    short_id: str
+    opened_at_us: int
+    seq: int = -1
+    rev: int = 0
+    document: Fields | None = None
+    content_hash: str = ""
+    case: FailureCase | None = None
+
+    def take(self, tagged: TaggedCase) -> Revision | None:
+        """The revision that ``tagged`` makes; None when it is not newer or says nothing new."""
+        if tagged.episode.seq <= self.seq:
+            return None
+        case = case_of(tagged, self.short_id, instant(self.opened_at_us), closed_at(tagged), self.rev + 1)
+        document = machine_document(case)
+        hash_ = content_hash(document)
+        if hash_ == self.content_hash:
+            return None
+        patch = patch_between(self.document or {}, document)
+        if self.document is None:
+            patch["status"] = case.status
+        self.seq, self.rev, self.document, self.content_hash, self.case = (
+            tagged.episode.seq,
+            case.rev,
+            document,
+            hash_,
+            case,
+        )
+        reason = f"episode {tagged.episode.state}, seq {tagged.episode.seq}"
+        return Revision(self.case_id, self.rev, to_us(tagged.time), MACHINE, reason, hash_, patch)
+
+    def tags(self) -> list[str]:
+        return sorted({tag.tag for tag in self._taken().tags})
+
+    def row(self) -> dict[str, Any]:
+        case = self._taken()
+        return {
+            "case_id": self.case_id,
+            "short_id": self.short_id,
+            "tenant": case.tenant,
+            "model": case.model.name,
+            "slice": case.slice,
+            "status": "new",
+            "episode_state": case.episode.state,
+            "episode_seq": self.seq,
+            "root_class": case.root_class,
+            "severity_level": case.severity.level,
+            "severity_value": case.severity.value,
+            "opened_at_us": self.opened_at_us,
+            "onset_us": to_us(case.onset),
+            "last_seen_us": to_us(case.last_seen),
+            "closed_at_us": None if case.closed_at is None else to_us(case.closed_at),
+            "count": case.count,
+            "rev": self.rev,
+            "fingerprint": _text(case.fingerprint.value),
+            "search": search_text(case),
+            "content_hash": self.content_hash,
+            "body": case.to_json().decode(),
+        }
+
+    def _taken(self) -> FailureCase:
+        assert self.case is not None, "only a case that took a seq has a row"
+        return self.case
+
+
+def _held(connection: Connection, case_ids: set[str]) -> dict[str, _Held]:
+    columns = (
+        failure_case.c.case_id,
+        failure_case.c.tenant,
+        failure_case.c.short_id,
+        failure_case.c.opened_at_us,
+        failure_case.c.episode_seq,
+        failure_case.c.rev,
+        failure_case.c.content_hash,
+        failure_case.c.body,
+    )
+    held: dict[str, _Held] = {}
+    for ids in _chunks(sorted(case_ids)):
+        wanted = sa.select(*columns).where(failure_case.c.case_id.in_(ids)).with_for_update()
+        for row in connection.execute(wanted):
+            held[row.case_id] = _Held(
+                row.case_id,
+                row.tenant,
+                row.short_id,
+                row.opened_at_us,
+                row.episode_seq,
+                row.rev,
+                machine_document(FailureCase.model_validate_json(row.body)),
+                row.content_hash,
+            )
+    return held
+
+
+def _write_positions(connection: Connection, positions: Offsets, group: str, owner: str) -> None:
+    for (topic, partition), next_offset in sorted(positions.items()):
+        mine = {"consumer_group": group, "topic": topic, "partition": partition, "owner": owner}
+        moved = connection.execute(
+            sa.update(consumer_position).where(*_equal(consumer_position, mine)).values(next_offset=next_offset)
+        )
+        if moved.rowcount == 0:
+            raise Fenced(f"another writer owns partition {partition} of {topic}; the newer one goes on")
+
+
+def _conditions(query: CaseQuery) -> list[sa.ColumnElement[bool]]:
+    exact = {
+        "status": query.status,
+        "model": query.model,
+        "tenant": query.tenant,
+        "root_class": query.root_class,
+        "severity_level": query.severity,
+    }
+    found = _equal(failure_case, {name: value for name, value in exact.items() if value is not None})
+    if query.since_us is not None:
+        found.append(failure_case.c.last_seen_us >= query.since_us)
+    if query.tag:
+        under = case_tag.c.tag.startswith(f"{query.tag}:", autoescape=True)
+        whose = case_tag.c.case_id == failure_case.c.case_id
+        found.append(sa.exists().where(whose, sa.or_(case_tag.c.tag == query.tag, under)))
+    found += [failure_case.c.search.contains(word, autoescape=True) for word in words(query.text)]
+    return found
+
+
+def _shown_columns() -> sa.Select[Any]:
+    columns = (
+        failure_case.c.case_id,
+        failure_case.c.status,
+        failure_case.c.rev,
+        failure_case.c.content_hash,
+        failure_case.c.body,
+        case_edit.c.edits,
+    )
+    return sa.select(*columns).select_from(failure_case.outerjoin(case_edit))
+
+
+def _shown(row: Row[Any]) -> FailureCase:
+    return shown_case(json.loads(row.body), _edits(row), row.rev)
+
+
+def _edits(row: Row[Any]) -> Fields:
+    edits: Fields = json.loads(row.edits) if row.edits is not None else {}
+    return edits
+
+
+def _found(connection: Connection, reference: str, locks: bool = False) -> Row[Any]:
+    wanted = _shown_columns()
+    if locks:
+        wanted = wanted.with_for_update(of=failure_case)
+    by_id = failure_case.c.case_id == reference.lower()
+    by_short_id = failure_case.c.short_id.in_([reference, reference.upper()])
+    rows = connection.execute(wanted.where(sa.or_(by_id, by_short_id)).limit(2)).all()
+    if not rows and len(reference) >= _SHORTEST_PREFIX:
+        by_prefix = failure_case.c.case_id.startswith(reference.lower(), autoescape=True)
+        rows = connection.execute(wanted.where(by_prefix).limit(2)).all()
+    if len(rows) > 1:
+        raise NotFound("more than one case has this id; write the whole case_id that `errata cases list --json` shows")
+    if not rows:
+        newest = sa.select(failure_case.c.short_id).order_by(failure_case.c.opened_at_us.desc()).limit(_SUGGEST_FROM)
+        near = suggestion(reference, connection.execute(newest).scalars())
+        hint = f"did you mean {near}?" if near else "`errata cases list` shows them all"
+        raise NotFound(f"no case has this id; {hint}")
+    return rows[0]
+
+
+def _revision_row(revision: Revision) -> dict[str, Any]:
+    return {
+        "case_id": revision.case_id,
+        "rev": revision.rev,
+        "valid_from_us": revision.valid_from_us,
+        "actor": revision.actor,
+        "reason": revision.reason,
+        "content_hash": revision.content_hash,
+        "patch": _text(revision.patch),
+        "previous": _text(revision.previous),
+    }
+
+
+def _revision(row: Row[Any]) -> Revision:
+    return Revision(
+        row.case_id,
+        row.rev,
+        row.valid_from_us,
+        row.actor,
+        row.reason,
+        row.content_hash,
+        json.loads(row.patch),
+        json.loads(row.previous),
+    )
+
+
+def _text(value: object) -> str:
+    return canonical(value).decode()
+
+
+def _equal(table: Table, values: Mapping[str, object]) -> list[sa.ColumnElement[bool]]:
+    return [table.c[name] == value for name, value in values.items()]
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _IN_CHUNK):
+        yield ids[start : start + _IN_CHUNK]
+
+
+def _schema(connection: Connection) -> str | None:
+    """The migration a database is at; None for an empty one."""
+    tables = set(sa.inspect(connection).get_table_names())
+    if "alembic_version" not in tables:
+        if tables:
+            raise Misconfigured("catalogue: the database holds other tables; give errata a database of its own")
+        return None
+    version: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return version
+
+
+def _require_schema(connection: Connection) -> None:
+    found = _schema(connection)
+    if found != SCHEMA:
+        raise _wrong_schema(found)
+
+
+def _wrong_schema(found: str | None) -> Misconfigured:
+    if found is None:
+        return Misconfigured("catalogue: the database is empty; call migrate() first")
+    return Misconfigured(
+        f"catalogue: the database is of schema {found}, this errata knows {SCHEMA}; migrate an older one, and for a"
+        " newer one install the errata that wrote it"
+    )
+
+
+def _upgrade(connection: Connection) -> None:
+    # Imported here: Alembic costs a tenth of a second, and only the first start needs it.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    found = _schema(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise _wrong_schema(found)
+    command.upgrade(config, "head")
+
+
+def _prepare_sqlite(engine: Engine, busy_timeout_s: float) -> None:
+    """WAL, foreign keys, and transactions that begin when we say so.
+
+    A writer takes its lock at BEGIN: one that upgrades from reading in mid-transaction is refused at once, without
+    waiting, when another has written meanwhile.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN leaves DDL and reads outside of transactions
+        for pragma in (
+            f"busy_timeout={int(busy_timeout_s * 1000)}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
+
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT,)
+_NOT_OURS = {
+    sqlite3.SQLITE_NOTADB: "the file is not a database; give errata another data folder",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened; the folder must exist and allow writing",
+    sqlite3.SQLITE_READONLY: "the file cannot be written; give this user the right to, or another data folder",
+    sqlite3.SQLITE_PERM: "the file cannot be opened by this user",
+    sqlite3.SQLITE_ERROR: "the database has not the tables this errata expects",
+}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Errors of the database as the class that says what to do. Their texts hold values, so they are not quoted."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        raise _error_of(error) from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise Refused("", "a number or text that the database cannot keep") from error
+
+
+def _error_of(error: DBAPIError | sqlite3.Error) -> ErrataError:
+    orig = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(orig, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in _DAMAGED:
+        return StateDamaged("catalogue: the database file is damaged; restore it from a backup")
+    if code is not None and code & 0xFF in _NOT_OURS:
+        return Misconfigured(f"catalogue: {_NOT_OURS[code & 0xFF]}")
+    if isinstance(error, OperationalError | InterfaceError | sqlite3.OperationalError):
+        return Unavailable("catalogue: the database does not answer; it is locked, full or gone")
+    if isinstance(error, DatabaseError):  # data, integrity: the value is at fault
+        return Refused("", "a value that the database cannot keep")
+    return Unavailable("catalogue: the database failed")

@@ -1,0 +1,1 @@
+"""Alembic's scripts. They ship in the wheel, and `migrate` runs them; there is no alembic.ini."""

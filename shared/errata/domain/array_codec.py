@@ -1,0 +1,99 @@
+"""State values as bytes: an envelope that says how to read the rest, and arrays without pickle.
+
+A value is ``envelope version (1) | codec | schema version (uint16, little-endian) | payload``. Codec 3 is for arrays:
+a canonical-JSON header with names, types, shapes and ``meta``, then the little-endian bytes of each array in the order
+of the header. Equal content gives equal bytes, whatever the order in which the arrays were handed in.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errata.contracts import canonical
+
+ENVELOPE_VERSION = 1
+CODEC_PARTS, CODEC_JSON, CODEC_MSGPACK, CODEC_ARRAYS = 0, 1, 2, 3
+
+_ENVELOPE_BYTES = 4
+_LENGTH_BYTES = 4
+_KINDS = "biuf"  # bool, integer, unsigned, float: what has one byte form on every machine
+
+
+def seal_envelope(codec: int, schema_version: int, payload: bytes) -> bytes:
+    """``payload`` with its four bytes of envelope before it."""
+    if not 0 <= schema_version <= 0xFFFF:
+        raise ValueError("a schema version is an integer from 0 to 65535")
+    return bytes((ENVELOPE_VERSION, codec)) + schema_version.to_bytes(2, "little") + payload
+
+
+def open_envelope(value: bytes) -> tuple[int, int, bytes]:
+    """Codec, schema version and payload of a value. Raises ``ValueError`` for what is no value of this version."""
+    if len(value) < _ENVELOPE_BYTES or value[0] != ENVELOPE_VERSION:
+        raise ValueError("not a state value of envelope version 1")
+    return value[1], int.from_bytes(value[2:4], "little"), value[_ENVELOPE_BYTES:]
+
+
+def pack_json(schema_version: int, value: object) -> bytes:
+    """Plain data as a state value (codec 1, canonical JSON)."""
+    return seal_envelope(CODEC_JSON, schema_version, canonical(value))
+
+
+def unpack_json(value: bytes) -> tuple[int, Any]:
+    """Schema version and plain data of a value that `pack_json` made."""
+    codec, schema_version, payload = open_envelope(value)
+    if codec != CODEC_JSON:
+        raise ValueError(f"a JSON state value has codec {CODEC_JSON}, not {codec}")
+    return schema_version, json.loads(payload)
+
+
+def pack_arrays(schema_version: int, meta: Mapping[str, object], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays and plain ``meta`` as one state value (codec 3).
+
+    Raises ``ValueError`` for arrays of objects or texts: only numbers and bools have one byte form.
+
+    >>> import numpy as np
+    >>> value = pack_arrays(2, {"seq": 7}, {"count": np.array([[1, 2]])})
+    >>> version, meta, arrays = unpack_arrays(value)
+    >>> version, meta, arrays["count"].tolist()
+    (2, {'seq': 7}, [[1, 2]])
+    """
+    columns = [(name, _little_endian(name, arrays[name])) for name in sorted(arrays)]
+    header = canonical(
+        {"meta": dict(meta), "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in columns]}
+    )
+    body = b"".join(array.tobytes() for _, array in columns)
+    return seal_envelope(CODEC_ARRAYS, schema_version, len(header).to_bytes(_LENGTH_BYTES, "little") + header + body)
+
+
+def unpack_arrays(value: bytes) -> tuple[int, dict[str, Any], dict[str, NDArray[Any]]]:
+    """Schema version, ``meta`` and arrays (writable copies) of a value that `pack_arrays` made.
+
+    Raises ``ValueError`` when the bytes are not exactly what the header says.
+    """
+    codec, schema_version, payload = open_envelope(value)
+    if codec != CODEC_ARRAYS:
+        raise ValueError(f"a state value of arrays has codec {CODEC_ARRAYS}, not {codec}")
+    start = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
+    header = json.loads(payload[_LENGTH_BYTES:start])
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, type_name, shape in header["arrays"]:
+        dtype = np.dtype(type_name)
+        if dtype.kind not in _KINDS:
+            raise ValueError(f"array {name} is of a type that state does not hold")
+        size = int(np.prod(shape, dtype=np.int64))
+        if len(payload) < start + size * dtype.itemsize:
+            raise ValueError(f"array {name} is cut off")
+        arrays[name] = np.frombuffer(payload, dtype, size, start).reshape(shape).copy()
+        start += size * dtype.itemsize
+    if start != len(payload):
+        raise ValueError("bytes follow the last array")
+    return schema_version, header["meta"], arrays
+
+
+def _little_endian(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind not in _KINDS:
+        raise ValueError(f"array {name} holds {array.dtype.name}; state holds numbers and bools only")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)

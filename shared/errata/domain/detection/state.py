@@ -1,0 +1,293 @@
+"""The detector's state: integers stacked by slot, so that a batch costs the same number of numpy calls for 5 or 500
+models.
+
+A *slot* is one (tenant, model, purpose). Its fixed fields are a row of one array; its cells and counters lie in flat
+arrays from its base on. What is not numbers (samples by reference, episodes) is small and stands in the slot.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errata.domain.columns import PURPOSES, Layout
+from errata.domain.detection.episodes import SlotEpisodes
+from errata.domain.detection.profile import Profile, compile_profile, padded_edges
+
+Ints = NDArray[np.int64]
+
+BANK = (1.3, 1.6, 2.2, 3.5)  # p1 = f · p0 of each CUSUM of the bank
+# Fixed fields of a slot. Times in microseconds since 1970, −1 when unset.
+(
+    FILL, WINDOWS, EVENTS, LATE, CLAMPED, START_RECORD_US, START_US, LAST_US, MAX_US,
+    OUT_FILL, OUT_WINDOWS, OUT_START_US, OUT_LAST_US, OUTCOMES, OUT_START_RECORD_US, UNJUDGED,
+) = range(16)  # fmt: skip
+CUSUM = 16
+# Per CUSUM: its sum, first outcome and time of its run, wrong ones in it; the same of its chain, and its last alarm.
+SUM, RUN, RUN_US, RUN_WRONG, CHAIN, CHAIN_US, CHAIN_WRONG, LAST_ALARM = range(8)
+WIDTH = CUSUM + 8 * len(BANK)
+UNSET_FIELDS = (START_RECORD_US, START_US, LAST_US, MAX_US, OUT_START_US, OUT_LAST_US, OUT_START_RECORD_US)
+SAMPLE = 8  # exemplars and controls
+
+Sampled = tuple[int, str, int, int, str]  # hash of the event id, topic, partition, offset, prediction id
+
+
+def smallest(*samples: Sequence[Sampled]) -> list[Sampled]:
+    """The eight of the smallest hash: the same whatever order or batches they came in."""
+    return sorted({row for sample in samples for row in sample})[:SAMPLE]
+
+
+@dataclass(slots=True)
+class Slot:
+    index: int
+    tenant: str
+    model: str
+    purpose: str
+    partition: int
+    profile: Profile
+    cell_base: int = 0
+    counter_base: int = 0
+    sample: list[Sampled] = field(default_factory=list)  # of the open window
+    controls: list[Sampled] = field(default_factory=list)  # of the last quiet window
+    wrong_sample: list[Sampled] = field(default_factory=list)  # of the open window of outcomes
+    counter_samples: dict[int, list[Sampled]] = field(default_factory=dict)
+    fired: dict[str, int] = field(default_factory=dict)  # window signals of the open window -> events
+    episodes: SlotEpisodes = field(default_factory=SlotEpisodes)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.tenant, self.model, self.purpose
+
+
+@dataclass(slots=True)
+class Tables:
+    """The profiles of all slots, concatenated: what the columns of a batch are indexed against."""
+
+    features: Ints
+    numbers: Ints
+    counter_base: Ints
+    number_channel: Ints  # first number channel of a slot
+    category_channel: Ints
+    feature_base: Ints
+    edges: NDArray[np.float64]  # number channels × 15
+    low: NDArray[np.float64]  # per number channel
+    high: NDArray[np.float64]
+    number_cell: Ints  # first cell of a channel, −1 when it is not counted
+    category_cell: Ints
+    required: NDArray[np.bool_]
+    threshold: Ints  # per counter
+    admitted: NDArray[np.bool_]
+    latency_limit_ms: NDArray[np.float64]
+    latency_p95_ms: NDArray[np.float64]
+    output_low: NDArray[np.float64]
+    output_high: NDArray[np.float64]
+    forbids: NDArray[np.bool_]
+    numeric_output: NDArray[np.bool_]
+    class_output: NDArray[np.bool_]
+    bank: Ints  # slots × CUSUMs × (right, wrong): increments, 0 without a reference of labels
+
+
+class State:
+    """All slots of a stage."""
+
+    def __init__(self) -> None:
+        self.slots: list[Slot | None] = []
+        self.by_key: dict[tuple[str, str, str], int] = {}
+        self.fixed: Ints = np.zeros((0, WIDTH), np.int64)
+        self.cells: Ints = np.zeros(0, np.int64)
+        self.counts: Ints = np.zeros(0, np.int64)
+        self.fired: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.first_us: Ints = np.zeros(0, np.int64)
+        self.milli_sums: Ints = np.zeros(0, np.int64)  # per counter: sum of violating numbers, in thousandths
+        self._tables: Tables | None = None
+
+    def slot(self, index: int) -> Slot:
+        slot = self.slots[index]
+        assert slot is not None
+        return slot
+
+    def add(self, tenant: str, model: str, purpose: str, partition: int, profile: Profile) -> Slot:
+        slot = Slot(len(self.slots), tenant, model, purpose, partition, profile, len(self.cells), len(self.counts))
+        self.slots.append(slot)
+        self.by_key[slot.key] = slot.index
+        row = np.zeros((1, WIDTH), np.int64)
+        row[0, list(UNSET_FIELDS)] = -1
+        for f in range(len(BANK)):
+            row[0, [CUSUM + 8 * f + RUN_US, CUSUM + 8 * f + CHAIN_US]] = -1
+            row[0, CUSUM + 8 * f + LAST_ALARM] = -(10**9)
+        self.fixed = np.concatenate([self.fixed, row])
+        self._grow(profile)
+        return slot
+
+    def _grow(self, profile: Profile) -> None:
+        counters = len(profile.counters)
+        self.cells = np.concatenate([self.cells, np.zeros(profile.cells, np.int64)])
+        self.counts = np.concatenate([self.counts, np.zeros(counters, np.int64)])
+        self.fired = np.concatenate([self.fired, np.zeros(counters, np.bool_)])
+        self.first_us = np.concatenate([self.first_us, np.full(counters, -1, np.int64)])
+        self.milli_sums = np.concatenate([self.milli_sums, np.zeros(counters, np.int64)])
+        self._tables = None
+
+    def replace_profile(self, slot: Slot, profile: Profile) -> None:
+        """Judge by another contract or reference from here on: the open windows start over, episodes stay."""
+        slot.profile = profile
+        slot.cell_base, slot.counter_base = len(self.cells), len(self.counts)
+        slot.sample, slot.wrong_sample, slot.counter_samples, slot.fired = [], [], {}, {}
+        keep = self.fixed[slot.index, [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]].copy()
+        self.fixed[slot.index] = 0
+        self.fixed[slot.index, list(UNSET_FIELDS)] = -1
+        self.fixed[slot.index, [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]] = keep
+        for f in range(len(BANK)):
+            self.fixed[slot.index, [CUSUM + 8 * f + RUN_US, CUSUM + 8 * f + CHAIN_US]] = -1
+            self.fixed[slot.index, CUSUM + 8 * f + LAST_ALARM] = -(10**9)
+        self._grow(profile)
+
+    def remove(self, slot: Slot) -> None:
+        """Forget a slot; its place in the arrays is left empty."""
+        self.slots[slot.index] = None
+        del self.by_key[slot.key]
+        self._tables = None
+
+    def cells_of(self, slot: Slot) -> slice:
+        return slice(slot.cell_base, slot.cell_base + slot.profile.cells)
+
+    def counters_of(self, slot: Slot) -> slice:
+        return slice(slot.counter_base, slot.counter_base + len(slot.profile.counters))
+
+    def pack(self, slot: Slot) -> tuple[dict[str, Any], dict[str, Ints]]:
+        """Plain data and arrays of a slot, all that `unpack` needs besides its profile."""
+        counters = self.counters_of(slot)
+        meta = {
+            "slot": [slot.tenant, slot.model, slot.purpose],
+            "contract": slot.profile.contract_hash,
+            "reference": slot.profile.reference_hash,
+            "sample": slot.sample,
+            "controls": slot.controls,
+            "wrong_sample": slot.wrong_sample,
+            "counter_samples": sorted(slot.counter_samples.items()),
+            "fired": slot.fired,
+            "episodes": slot.episodes.to_plain(),
+        }
+        arrays = {
+            "fixed": self.fixed[slot.index],
+            "cells": self.cells[self.cells_of(slot)],
+            "counts": self.counts[counters],
+            "fired": self.fired[counters].astype(np.int64),
+            "first_us": self.first_us[counters],
+            "milli_sums": self.milli_sums[counters],
+        }
+        return meta, arrays
+
+    def unpack(self, partition: int, profile: Profile, meta: Mapping[str, Any], arrays: Mapping[str, Ints]) -> Slot:
+        """A slot as it was packed; with another contract or reference than then its windows start over."""
+        tenant, model, purpose = meta["slot"]
+        same = (meta["contract"], meta["reference"]) == (profile.contract_hash, profile.reference_hash)
+        same = same and len(arrays["cells"]) == profile.cells and len(arrays["counts"]) == len(profile.counters)
+        slot = self.add(tenant, model, purpose, partition, profile)
+        self.fixed[slot.index] = arrays["fixed"]
+        slot.episodes = SlotEpisodes.from_plain(meta["episodes"])
+        slot.controls = [_sampled(row) for row in meta["controls"]]
+        if not same:
+            self.replace_profile(slot, profile)
+            return slot
+        counters = self.counters_of(slot)
+        self.cells[self.cells_of(slot)] = arrays["cells"]
+        self.counts[counters] = arrays["counts"]
+        self.fired[counters] = arrays["fired"].astype(np.bool_)
+        self.first_us[counters] = arrays["first_us"]
+        self.milli_sums[counters] = arrays["milli_sums"]
+        slot.sample = [_sampled(row) for row in meta["sample"]]
+        slot.wrong_sample = [_sampled(row) for row in meta["wrong_sample"]]
+        slot.counter_samples = {int(c): [_sampled(row) for row in rows] for c, rows in meta["counter_samples"]}
+        slot.fired = {str(signal): int(n) for signal, n in meta["fired"].items()}
+        return slot
+
+    @property
+    def tables(self) -> Tables:
+        if self._tables is None:
+            self._tables = self._tabulate()
+        return self._tables
+
+    def _tabulate(self) -> Tables:
+        empty = compile_profile(Layout("", "", None, None))
+        slots = self.slots
+        profiles = [slot.profile if slot else empty for slot in slots]
+        number_cell: list[int] = []
+        category_cell: list[int] = []
+        edges: list[NDArray[np.float64]] = []
+        low: list[NDArray[np.float64]] = []
+        high: list[NDArray[np.float64]] = []
+        number_base, category_base, feature_base = [], [], []
+        features = 0
+        threshold = np.full(len(self.counts), np.iinfo(np.int64).max // 2, np.int64)
+        admitted = np.zeros(len(self.counts), np.bool_)
+        for slot, profile in zip(slots, profiles, strict=True):
+            number_base.append(len(number_cell))
+            category_base.append(len(category_cell))
+            feature_base.append(features)
+            features += profile.features
+            base = slot.cell_base if slot else 0
+            for i, channel in enumerate(profile.channels):
+                cell = base + profile.cell_base[i] if channel else -1
+                if i < profile.number_channels:
+                    number_cell.append(cell)
+                    edges.append(padded_edges(channel.edges if channel else ()))
+                else:
+                    category_cell.append(cell)
+            low += [profile.low, np.full(3, -np.inf)]
+            high += [profile.high, np.full(3, np.inf)]
+            if slot:
+                counters = self.counters_of(slot)
+                threshold[counters] = [counter.threshold for counter in profile.counters]
+                admitted[counters] = [counter.admitted for counter in profile.counters]
+        contracts = [p.layout.contract for p in profiles]
+        outputs = [contract.output.type if contract and contract.output else "" for contract in contracts]
+        return Tables(
+            features=np.array([p.features for p in profiles], np.int64),
+            numbers=np.array([len(p.layout.numbers) for p in profiles], np.int64),
+            counter_base=np.array([slot.counter_base if slot else 0 for slot in slots], np.int64),
+            number_channel=np.array(number_base, np.int64),
+            category_channel=np.array(category_base, np.int64),
+            feature_base=np.array(feature_base, np.int64),
+            edges=np.stack(edges) if edges else np.zeros((0, 15)),
+            low=np.concatenate([np.zeros(0), *low]),
+            high=np.concatenate([np.zeros(0), *high]),
+            number_cell=np.array(number_cell, np.int64),
+            category_cell=np.array(category_cell, np.int64),
+            required=np.concatenate([np.zeros(0, np.bool_), *(p.required for p in profiles)]),
+            threshold=threshold,
+            admitted=admitted,
+            latency_limit_ms=np.array([p.latency_limit_ms for p in profiles]),
+            latency_p95_ms=np.array([p.latency_p95_ms for p in profiles]),
+            output_low=np.array([p.output_low for p in profiles]),
+            output_high=np.array([p.output_high for p in profiles]),
+            forbids=np.array([any(p.forbidden) for p in profiles], np.bool_),
+            numeric_output=np.array([o == "number" for o in outputs], np.bool_),
+            class_output=np.array([o != "number" and o != "vector" for o in outputs], np.bool_),
+            bank=np.array([bank_increments(p.error_rate) for p in profiles], np.int64).reshape(-1, len(BANK), 2),
+        )
+
+
+def bank_increments(p0: float) -> list[list[int]]:
+    """The integer increments (right, wrong) of each CUSUM, in units of 2⁻²⁰ nat.
+
+    >>> bank_increments(0.1729)[0]
+    [-67624, 275111]
+    """
+    if not p0 > 0:
+        return [[0, 0]] * len(BANK)
+    pairs = []
+    for factor in BANK:
+        p1 = min(0.95, factor * p0)
+        pairs.append([round(2**20 * float(np.log((1 - p1) / (1 - p0)))), round(2**20 * float(np.log(p1 / p0)))])
+    return pairs
+
+
+def _sampled(row: Sequence[Any]) -> Sampled:
+    return int(row[0]), str(row[1]), int(row[2]), int(row[3]), str(row[4])
+
+
+def purpose_name(code: int) -> str:
+    return PURPOSES[code]

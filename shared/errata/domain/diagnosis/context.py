@@ -1,0 +1,95 @@
+"""What was known around a failure: changes before its onset and the rows it names, redacted."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from errata.contracts import (
+    Anomaly,
+    ChangeEvent,
+    ContextEntry,
+    Contract,
+    EnrichedAnomaly,
+    EvidenceRow,
+    Outcome,
+    PredictionEvent,
+    RowRef,
+)
+from errata.contracts.strict import to_us
+from errata.contracts.topics import CHANGES
+from errata.domain.governance.redaction import redact_event, redact_outcome, redact_output
+
+LOOK_BACK_US: Final = 24 * 3600 * 1_000_000
+LOOKED_UP: Final = "changes"  # the entry that says that changes were looked for: none found, or not available
+OUT_OF_RETENTION: Final = "out_of_retention"
+UNREADABLE: Final = "unreadable"
+WITHHELD: Final = "withheld_by_contract"
+
+Role = Literal["exemplar", "control"]
+
+
+def wanted_changes(anomaly: Anomaly) -> tuple[str, str, int, int, int]:
+    """What to ask a ``ContextStore`` for: this model's changes of the 24 h before onset, seen before the finding.
+
+    A replay sees no more than the first run did: what arrived after the finding stays out, whatever time it carries.
+    """
+    onset_us = to_us(anomaly.onset)
+    return anomaly.tenant, anomaly.model.name, onset_us - LOOK_BACK_US, onset_us, to_us(anomaly.time)
+
+
+def change_entries(anomaly: Anomaly, changes: Sequence[ChangeEvent] | None) -> list[ContextEntry]:
+    """One entry a change; one entry ``changes`` if there is none, or with its reason if they were not to be had."""
+    if changes is None:
+        return [ContextEntry(name=LOOKED_UP, source="context", missing="unavailable")]
+    if not changes:
+        return [ContextEntry(name=LOOKED_UP, value=[], source=CHANGES)]
+    return [_change_entry(anomaly, change) for change in changes]
+
+
+def _change_entry(anomaly: Anomaly, change: ChangeEvent) -> ContextEntry:
+    before_s = (to_us(anomaly.onset) - to_us(change.time)) / 1_000_000
+    fields = {
+        "change_id": change.change_id,
+        "from": change.from_,
+        "to": change.to,
+        "actor": change.actor,
+        "link": change.link,
+        "minutes_before_onset": round(before_s / 60, 6),
+    }
+    return ContextEntry(
+        name=change.kind,
+        value={name: value for name, value in fields.items() if value is not None},
+        source=CHANGES,
+        observed_at=change.time,
+        freshness_s=before_s,
+    )
+
+
+def evidence_row(
+    role: Role, ref: RowRef, row: PredictionEvent | Outcome | str, contract: Contract | None, key: bytes
+) -> EvidenceRow:
+    """A row as the case keeps it; ``row`` is what was read back, or the reason why nothing was."""
+    raw_ref = f"{ref.topic}/{ref.partition}/{ref.offset}"
+    if isinstance(row, str):
+        return EvidenceRow(role=role, prediction_id=ref.prediction_id, raw_ref=raw_ref, missing=row)
+    if contract is not None and contract.evidence == "none":
+        return EvidenceRow(role=role, prediction_id=ref.prediction_id, raw_ref=raw_ref, missing=WITHHELD)
+    values, observed, expected = _values(row, contract, key)
+    return EvidenceRow(
+        role=role,
+        prediction_id=ref.prediction_id,
+        values=values,
+        observed=redact_output(observed, contract, key),
+        expected=redact_output(expected, contract, key),
+        raw_ref=raw_ref,
+    )
+
+
+def _values(row: PredictionEvent | Outcome, contract: Contract | None, key: bytes) -> tuple[dict[str, Any], Any, Any]:
+    if isinstance(row, Outcome):
+        return redact_outcome(row, contract, key), row.predicted, row.value
+    return redact_event(row, contract, key), row.prediction, row.outcome.value if row.outcome is not None else None
+
+
+def enriched(anomaly: Anomaly, context: Sequence[ContextEntry], rows: Sequence[EvidenceRow]) -> EnrichedAnomaly:
+    """The anomaly, every field of it, with its context and rows."""
+    return EnrichedAnomaly.model_validate({**dict(anomaly), "context": list(context), "rows": list(rows)})

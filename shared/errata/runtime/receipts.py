@@ -1,0 +1,65 @@
+"""The receipt of a transaction: what it took in and what it put out, written with it.
+
+Receipts of a partition form a chain, ``from`` of one being ``to`` of the one before: a gap is a loss, an overlap a
+duplicate.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from errata.contracts import Receipt, ReceiptInput
+from errata.contracts.strict import instant
+from errata.contracts.topics import LEDGER
+from errata.ports import Outgoing, Record, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a batch has of one partition: offsets ``start`` up to and without ``end``, ``delivered`` records."""
+
+    start: int
+    end: int
+    delivered: int
+
+
+def taken_by_partition(batch: Iterable[Record], expected: Mapping[TopicPartition, int]) -> dict[TopicPartition, Taken]:
+    """What ``batch`` has of each of its partitions; ``expected`` is the next offset of the partitions known so far."""
+    taken: dict[TopicPartition, Taken] = {}
+    for record in batch:
+        place = (record.topic, record.partition)
+        so_far = taken.get(place)
+        start = so_far.start if so_far else expected.get(place, record.offset)
+        taken[place] = Taken(start, record.offset + 1, so_far.delivered + 1 if so_far else 1)
+    return taken
+
+
+def receipt(
+    *,
+    stage: str,
+    instance: str,
+    build: str,
+    taken: Mapping[TopicPartition, Taken],
+    out: int,
+    dlq: int,
+    dropped: Mapping[str, int],
+    max_event_time_us: int | None,
+) -> Receipt:
+    """The receipt of one transaction."""
+    return Receipt(
+        stage=stage,
+        instance=instance,
+        build=build,
+        inputs=[
+            ReceiptInput(topic=topic, partition=partition, from_=part.start, to=part.end, delivered=part.delivered)
+            for (topic, partition), part in sorted(taken.items())
+        ],
+        out=out,
+        dlq=dlq,
+        dropped=dict(dropped),
+        max_event_time=None if max_event_time_us is None else instant(max_event_time_us),
+    )
+
+
+def receipt_record(message: Receipt) -> Outgoing:
+    """The receipt as a record of the ledger; those of one instance stand in one partition, in order."""
+    return Outgoing(LEDGER, f"{message.stage}/{message.instance}".encode(), message.to_json())
