@@ -191,10 +191,7 @@ def _read_row(ref: RowRef, rows: Mapping[Place, Record | None]) -> PredictionEve
     if record is None:
         return OUT_OF_RETENTION
     row: PredictionEvent | Outcome | Refused
-    if ref.topic == OUTCOMES:
-        row = read_message(Outcome, record.value)
-    else:
-        row = read_message(PredictionEvent, record.value)
+    row = read_message(Outcome, record.value) if ref.topic == OUTCOMES else read_message(PredictionEvent, record.value)
     if isinstance(row, Refused) or ref.prediction_id not in _ids(row):
         return UNREADABLE
     return row

@@ -47,10 +47,9 @@ def first_pointer(error: ValidationError, value: Any) -> str:
     """The JSON pointer of the first fault; what pydantic says of the branch of a union is no part of it."""
     fault = error.errors()[0]
     steps: list[str] = []
+    part: Any
     for part in fault["loc"]:
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int):
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
             value = value[part]
         elif not (fault["type"] == "missing" and part == fault["loc"][-1]):
             continue

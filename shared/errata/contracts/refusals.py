@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -28,6 +28,8 @@ from errata.contracts.strict import (
     to_us,
 )
 from errata.errors import Refused, RefusedClock, RefusedDecode, RefusedOversize, RefusedSchema
+
+_M = TypeVar("_M", bound=Message)
 
 MAX_AHEAD_US = 24 * 3600 * 1_000_000
 BOM = b"\xef\xbb\xbf"
@@ -194,13 +196,14 @@ def _int(digits: str) -> int:
 @cache
 def _fields(model: type[Part]) -> dict[str, type[Part] | None]:
     """The fields of a part in schema order by their names on the wire, with the part each one holds."""
-    return {
-        info.alias or name: next(
-            (one for one in (info.annotation, *get_args(info.annotation)) if isinstance(one, type) and issubclass(one, Part)),
-            None,
-        )
-        for name, info in model.model_fields.items()
-    }
+    return {info.alias or name: _part_of(info.annotation) for name, info in model.model_fields.items()}
+
+
+def _part_of(annotation: Any) -> type[Part] | None:
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, Part):
+            return one
+    return None
 
 
 def _faults(value: Any, model: type[Part] | None, path: str) -> Iterator[tuple[str, str]]:
@@ -235,7 +238,7 @@ def _keepable(text: str) -> bool:
     return True
 
 
-def _validated[M: Message](model: type[M], document: dict[str, Any]) -> M:
+def _validated(model: type[_M], document: dict[str, Any]) -> _M:
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -255,7 +258,7 @@ def _path(loc: tuple[str | int, ...]) -> str:
     path = ""
     for part in loc:
         path = pointer(path, part)
-    return "/model/name" if path == "/model/" else path
+    return path
 
 
 def missing_of_prediction(document: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from math import ceil
 from typing import Any
 from uuid import UUID, uuid5
@@ -78,7 +79,7 @@ def number_sketch(values: Sequence[float], missing: int = 0) -> NumberSketch:
         n=len(ordered),
         missing=missing,
         edges=edges,
-        counts=[end - start for start, end in zip(places, places[1:], strict=False)],
+        counts=[end - start for start, end in pairwise(places)],
         quantiles={name: _quantile(ordered, share) for name, share in _QUANTILES.items()} if ordered else {},
     )
 
@@ -228,7 +229,7 @@ class _Tally:
         elif isinstance(value, list):
             self.vectors += 1
         else:
-            self.numbers.append(float(value))  # type: ignore[arg-type]
+            self.numbers.append(float(value))
         for policy in self.contract.policies if self.contract else ():
             if class_name(value) in policy.forbidden:
                 self._violated(policy.id, "policy")

@@ -1,8 +1,8 @@
 """Checks an event against its model's contract, one event at a time, in plain words.
 
 The reasons are those of the detectors' counters: ``type``, ``range``, ``missing``, ``extra`` and ``unseen_category`` of
-features; ``unseen_class``, ``range``, ``type`` and ``scores`` of the output. Messages name the kind of a value and never
-the value: they are printed and logged.
+features; ``unseen_class``, ``range``, ``type`` and ``scores`` of the output. Messages name the kind of a value and
+never the value: they are printed and logged.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -5,7 +5,7 @@ The chain moves ``episode.state`` and never ``status``; people move ``status`` a
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from errata.contracts.base import Fields
 from errata.contracts.cases import CaseStatus, RejectionReason
@@ -63,7 +63,7 @@ def rejection_reason(text: str) -> RejectionReason:
     """One of the five reasons. Raises ``Misconfigured`` naming them for anything else."""
     if text not in REJECTION_REASONS:
         raise Misconfigured(f"--reason: not a reason to reject a case; write one of {', '.join(REJECTION_REASONS)}")
-    return cast("RejectionReason", text)
+    return text
 
 
 def move_patch(status: CaseStatus, move: Move, rejection: RejectionReason | None, note: str) -> Fields:

@@ -149,11 +149,10 @@ class SlotEpisodes:
         return moves
 
     def _hear(self, signal: Signal, new_id: NewId, controls: Sequence[Row]) -> list[Move]:
-        spell = self.current
-        if spell is not None:
-            heard = spell.signals.get(signal.name)
-            self._join(spell, signal)
-            return [_move("update", spell, signal)] if heard is None else []
+        if self.current is not None:
+            known = signal.name in self.current.signals
+            self._join(self.current, signal)
+            return [] if known else [_move("update", self.current, signal)]
         again = self._reopened(signal)
         if again is not None:
             self.closed.remove(again)
@@ -163,11 +162,11 @@ class SlotEpisodes:
             return [_move("reopen", again, signal)]
         floor = max((s.closed_us for s in self.closed if s.closed_us is not None), default=0)
         onset = max(signal.onset_us, floor)
-        spell = Spell(new_id(signal.record, signal.slot), -1, True, onset, signal.time_us, signal.detector, floor)
-        spell.controls = list(controls)
-        self.current = spell
-        self._join(spell, signal)
-        return [_move("open", spell, signal)]
+        opened = Spell(new_id(signal.record, signal.slot), -1, True, onset, signal.time_us, signal.detector, floor)
+        opened.controls = list(controls)
+        self.current = opened
+        self._join(opened, signal)
+        return [_move("open", opened, signal)]
 
     def _join(self, spell: Spell, signal: Signal) -> None:
         heard = spell.signals.get(signal.name)

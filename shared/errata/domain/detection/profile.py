@@ -79,6 +79,7 @@ class Profile:
     latency_limit_ms: float
     latency_p95_ms: float
     error_rate: float  # p0 of the CUSUM bank, NaN without labels in the reference
+    place: Mapping[str, int]  # of a feature in its layout
 
     @property
     def features(self) -> int:
@@ -270,6 +271,7 @@ def compile_profile(layout: Layout) -> Profile:
         latency_limit_ms=np.inf if limit is None else limit,
         latency_p95_ms=np.inf if latency is None or latency.p95_ms is None else latency.p95_ms,
         error_rate=reference_error_rate(error.wrong, error.outcomes) if error else float("nan"),
+        place={name: i for i, name in enumerate(layout.features)},
     )
 
 

@@ -22,9 +22,9 @@ BANK = (1.3, 1.6, 2.2, 3.5)  # p1 = f · p0 of each CUSUM of the bank
 # Fixed fields of a slot. Times in microseconds since 1970, −1 when unset.
 (
     FILL, WINDOWS, EVENTS, LATE, CLAMPED, START_RECORD_US, START_US, LAST_US, MAX_US,
-    OUT_FILL, OUT_WINDOWS, OUT_START_US, OUT_LAST_US, OUTCOMES, OUT_START_RECORD_US, UNJUDGED,
-) = range(16)  # fmt: skip
-CUSUM = 16
+    OUT_FILL, OUT_WINDOWS, OUT_START_US, OUT_LAST_US, OUTCOMES, OUT_START_RECORD_US, UNJUDGED, OUT_WRONG,
+) = range(17)  # fmt: skip
+CUSUM = 17
 # Per CUSUM: its sum, first outcome and time of its run, wrong ones in it; the same of its chain, and its last alarm.
 SUM, RUN, RUN_US, RUN_WRONG, CHAIN, CHAIN_US, CHAIN_WRONG, LAST_ALARM = range(8)
 WIDTH = CUSUM + 8 * len(BANK)
@@ -53,7 +53,7 @@ class Slot:
     controls: list[Sampled] = field(default_factory=list)  # of the last quiet window
     wrong_sample: list[Sampled] = field(default_factory=list)  # of the open window of outcomes
     counter_samples: dict[int, list[Sampled]] = field(default_factory=dict)
-    fired: dict[str, int] = field(default_factory=dict)  # window signals of the open window -> events
+    fired: set[str] = field(default_factory=set)  # signals that fired in the open window of outcomes
     episodes: SlotEpisodes = field(default_factory=SlotEpisodes)
 
     @property
@@ -86,6 +86,8 @@ class Tables:
     forbids: NDArray[np.bool_]
     numeric_output: NDArray[np.bool_]
     class_output: NDArray[np.bool_]
+    slot_of_counter: Ints
+    profiles: list[Profile]  # by slot
     bank: Ints  # slots × CUSUMs × (right, wrong): increments, 0 without a reference of labels
 
 
@@ -98,7 +100,6 @@ class State:
         self.fixed: Ints = np.zeros((0, WIDTH), np.int64)
         self.cells: Ints = np.zeros(0, np.int64)
         self.counts: Ints = np.zeros(0, np.int64)
-        self.fired: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.first_us: Ints = np.zeros(0, np.int64)
         self.milli_sums: Ints = np.zeros(0, np.int64)  # per counter: sum of violating numbers, in thousandths
         self._tables: Tables | None = None
@@ -125,7 +126,6 @@ class State:
         counters = len(profile.counters)
         self.cells = np.concatenate([self.cells, np.zeros(profile.cells, np.int64)])
         self.counts = np.concatenate([self.counts, np.zeros(counters, np.int64)])
-        self.fired = np.concatenate([self.fired, np.zeros(counters, np.bool_)])
         self.first_us = np.concatenate([self.first_us, np.full(counters, -1, np.int64)])
         self.milli_sums = np.concatenate([self.milli_sums, np.zeros(counters, np.int64)])
         self._tables = None
@@ -134,7 +134,7 @@ class State:
         """Judge by another contract or reference from here on: the open windows start over, episodes stay."""
         slot.profile = profile
         slot.cell_base, slot.counter_base = len(self.cells), len(self.counts)
-        slot.sample, slot.wrong_sample, slot.counter_samples, slot.fired = [], [], {}, {}
+        slot.sample, slot.wrong_sample, slot.counter_samples, slot.fired = [], [], {}, set()
         keep = self.fixed[slot.index, [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]].copy()
         self.fixed[slot.index] = 0
         self.fixed[slot.index, list(UNSET_FIELDS)] = -1
@@ -167,14 +167,13 @@ class State:
             "controls": slot.controls,
             "wrong_sample": slot.wrong_sample,
             "counter_samples": sorted(slot.counter_samples.items()),
-            "fired": slot.fired,
+            "fired": sorted(slot.fired),
             "episodes": slot.episodes.to_plain(),
         }
         arrays = {
             "fixed": self.fixed[slot.index],
             "cells": self.cells[self.cells_of(slot)],
             "counts": self.counts[counters],
-            "fired": self.fired[counters].astype(np.int64),
             "first_us": self.first_us[counters],
             "milli_sums": self.milli_sums[counters],
         }
@@ -195,13 +194,12 @@ class State:
         counters = self.counters_of(slot)
         self.cells[self.cells_of(slot)] = arrays["cells"]
         self.counts[counters] = arrays["counts"]
-        self.fired[counters] = arrays["fired"].astype(np.bool_)
         self.first_us[counters] = arrays["first_us"]
         self.milli_sums[counters] = arrays["milli_sums"]
         slot.sample = [_sampled(row) for row in meta["sample"]]
         slot.wrong_sample = [_sampled(row) for row in meta["wrong_sample"]]
         slot.counter_samples = {int(c): [_sampled(row) for row in rows] for c, rows in meta["counter_samples"]}
-        slot.fired = {str(signal): int(n) for signal, n in meta["fired"].items()}
+        slot.fired = set(meta["fired"])
         return slot
 
     @property
@@ -221,6 +219,7 @@ class State:
         high: list[NDArray[np.float64]] = []
         number_base, category_base, feature_base = [], [], []
         features = 0
+        slot_of_counter = np.zeros(len(self.counts), np.int64)
         threshold = np.full(len(self.counts), np.iinfo(np.int64).max // 2, np.int64)
         admitted = np.zeros(len(self.counts), np.bool_)
         for slot, profile in zip(slots, profiles, strict=True):
@@ -240,6 +239,7 @@ class State:
             high += [profile.high, np.full(3, np.inf)]
             if slot:
                 counters = self.counters_of(slot)
+                slot_of_counter[counters] = slot.index
                 threshold[counters] = [counter.threshold for counter in profile.counters]
                 admitted[counters] = [counter.admitted for counter in profile.counters]
         contracts = [p.layout.contract for p in profiles]
@@ -266,6 +266,8 @@ class State:
             forbids=np.array([any(p.forbidden) for p in profiles], np.bool_),
             numeric_output=np.array([o == "number" for o in outputs], np.bool_),
             class_output=np.array([o != "number" and o != "vector" for o in outputs], np.bool_),
+            slot_of_counter=slot_of_counter,
+            profiles=profiles,
             bank=np.array([bank_increments(p.error_rate) for p in profiles], np.int64).reshape(-1, len(BANK), 2),
         )
 
@@ -274,7 +276,7 @@ def bank_increments(p0: float) -> list[list[int]]:
     """The integer increments (right, wrong) of each CUSUM, in units of 2⁻²⁰ nat.
 
     >>> bank_increments(0.1729)[0]
-    [-67624, 275111]
+    [-67912, 275109]
     """
     if not p0 > 0:
         return [[0, 0]] * len(BANK)

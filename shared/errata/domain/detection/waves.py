@@ -2,14 +2,12 @@
 the batch size, and a wave costs a constant number of numpy calls.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, Predictions
-from errata.domain.detection.episodes import Row
+from errata.domain.columns import MISSING_CODE, Predictions
 from errata.domain.detection.profile import (
     EXTRA,
     FEATURE_KINDS,
@@ -21,8 +19,7 @@ from errata.domain.detection.profile import (
     TAIL,
     UNSEEN_CLASS,
 )
-from errata.domain.detection.state import FILL, SAMPLE, Ints, State
-from errata.domain.detection.statistics import WINDOW
+from errata.domain.detection.state import SAMPLE, Ints, State
 
 # Rows whose hash lies in the lowest eighth may become samples: 62 of 500 expected, eight wanted.
 SAMPLED_BELOW = np.uint64(1 << 61)
@@ -65,125 +62,153 @@ def search_bins(values: NDArray[np.float64], channels: Ints, edges: NDArray[np.f
     return bins
 
 
-def ragged(starts_of_slot: Ints, widths: Ints) -> tuple[Ints, Ints]:
-    """Rows and within-row positions of ragged entries: entry k of row i maps to ``starts_of_slot[i] + k``."""
+def ragged(widths: Ints) -> tuple[Ints, Ints]:
+    """Row and place within the row of ragged entries.
+
+    >>> [x.tolist() for x in ragged(np.array([2, 0, 1]))]
+    [[0, 0, 2], [0, 1, 0]]
+    """
     rows = np.repeat(np.arange(len(widths)), widths)
     before = np.cumsum(widths) - widths
-    within = np.arange(len(rows)) - np.repeat(before, widths)
-    return rows, within
+    return rows, np.arange(len(rows)) - np.repeat(before, widths)
+
+
+class _Flags:
+    """Collects (row, counter) flags, with the violating number in thousandths where there is one."""
+
+    def __init__(self, p: Predictions, slots: Ints, state: State) -> None:
+        t = state.tables
+        self.required = t.required
+        self.feature_base = t.feature_base[slots]
+        self.features = t.features[slots]
+        self.base = t.counter_base[slots]
+        self.singles = self.base + len(FEATURE_KINDS) * self.features
+        # An answer that failed need not carry features: their absence says nothing.
+        self.answered = (p.status == 0) | (p.status == 3)
+        self.rows: list[Ints] = []
+        self.targets: list[Ints] = []
+        self.milli: list[Ints] = []
+
+    def add(self, rows: Ints, targets: Ints, numbers: NDArray[np.float64] | None = None) -> None:
+        if not len(rows):
+            return
+        self.rows.append(rows)
+        self.targets.append(targets)
+        sums = np.zeros(len(rows), np.int64)
+        if numbers is not None:
+            sums = np.round(np.clip(numbers, -1e12, 1e12) * 1000).astype(np.int64)
+        self.milli.append(sums)
+
+    def feature(self, kind: int, rows: Ints, feature: Ints, numbers: NDArray[np.float64] | None = None) -> None:
+        self.add(rows, self.base[rows] + kind * self.features[rows] + feature, numbers)
+
+    def missing(self, rows: Ints, feature: Ints) -> None:
+        answered = self.answered[rows]
+        rows, feature = rows[answered], feature[answered]
+        self.feature(MISSING, rows, feature)
+        must = self.required[self.feature_base[rows] + feature]
+        self.feature(REQUIRED, rows[must], feature[must])
+
+    def single(self, mask: NDArray[np.bool_], kind: int) -> None:
+        at = np.flatnonzero(mask)
+        self.add(at, self.singles[at] + kind)
+
+    def sorted(self) -> tuple[Pairs, Ints]:
+        if not self.rows:
+            nothing = np.zeros(0, np.int64)
+            return Pairs(nothing, nothing), nothing
+        row, target, milli = np.concatenate(self.rows), np.concatenate(self.targets), np.concatenate(self.milli)
+        order = np.lexsort((target, row))
+        row, target, milli = row[order], target[order], milli[order]
+        # A row counts once for a fault, however often it shows.
+        first = np.append(True, (np.diff(row) != 0) | (np.diff(target) != 0))
+        return Pairs(row[first], target[first]), milli[first]
 
 
 def count(p: Predictions, slots: Ints, state: State) -> Counted:
     """Cells and flags of all rows of a batch, in one pass whatever the number of models."""
     t = state.tables
-    rows_all = np.arange(len(p), dtype=np.int64)
-    n_numbers = t.numbers[slots]
-    n_features = t.features[slots]
-    counter = t.counter_base[slots]
-    singles = counter + len(FEATURE_KINDS) * n_features
-    cells: list[Pairs] = []
-    flag_rows: list[Ints] = []
-    flags: list[Ints] = []
-    milli: list[Ints] = []
+    flags = _Flags(p, slots, state)
+    cells = [*_numbers(p, slots, state, flags), *_categories(p, slots, state, flags)]
+    n_numbers, n_categories = t.numbers[slots], np.diff(np.append(p.category_start, len(p.categories)))
+    rows, within = ragged(np.diff(np.append(p.others_start, len(p.others))))
+    absent = np.flatnonzero(p.others == 0)
+    flags.missing(rows[absent], n_numbers[rows[absent]] + n_categories[rows[absent]] + within[absent])
 
-    def flag(rows: Ints, targets: Ints, numbers: NDArray[np.float64] | None = None) -> None:
-        if len(rows):
-            flag_rows.append(rows)
-            flags.append(targets)
-            sums = np.zeros(len(rows), np.int64)
-            if numbers is not None:
-                sums = np.clip(np.round(numbers * 1000), -(2**50), 2**50).astype(np.int64)
-            milli.append(sums)
+    channel = t.number_channel[slots] + n_numbers  # latency, confidence, number output follow the features
+    numeric, classes = t.numeric_output[slots], t.class_output[slots]
+    outside = numeric & ((p.predicted < t.output_low[slots]) | (p.predicted > t.output_high[slots]))
+    predicted = np.where(numeric & ~outside, p.predicted, np.nan)
+    for place, column in enumerate((p.latency_ms, p.confidence, predicted)):
+        at = np.flatnonzero(~np.isnan(column) & (t.number_cell[channel + place] >= 0))
+        bins = search_bins(column[at], channel[at] + place, t.edges)
+        cells.append(Pairs(at, t.number_cell[channel[at] + place] + bins))
+    first_cell = t.category_cell[t.category_channel[slots] + n_categories]
+    at = np.flatnonzero(classes & (p.predicted >= 0) & (first_cell >= 0))
+    cells.append(Pairs(at, first_cell[at] + p.predicted[at].astype(np.int64)))
 
-    # Features that are numbers.
-    rows, within = ragged(p.number_start, n_numbers)
+    flags.single(p.latency_ms > t.latency_limit_ms[slots], OVER_LIMIT)
+    flags.single(p.latency_ms > t.latency_p95_ms[slots], TAIL)
+    flags.single(classes & np.isnan(p.predicted), UNSEEN_CLASS)
+    flags.single(outside, OUTPUT_RANGE)
+    flags.single((p.confidence < 0) | (p.confidence > 1), SCORES)
+    bad = np.flatnonzero(p.status > 0)
+    flags.add(bad, flags.singles[bad] + STATUS + p.status[bad] - 1)
+    _violations(p, slots, state, flags)
+    if t.forbids.any():
+        _policies(p, slots, state, flags)
+    return Counted(cells, *flags.sorted())
+
+
+def _numbers(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[Pairs]:
+    t = state.tables
+    rows, within = ragged(t.numbers[slots])
     values = p.numbers
     channels = t.number_channel[slots][rows] + within
-    missing = np.isnan(values)
-    broken = np.isinf(values)
-    with np.errstate(invalid="ignore"):
-        out = (values < t.low[channels]) | (values > t.high[channels])
-    out &= ~broken
+    missing, broken = np.isnan(values), np.isinf(values)
+    outside = ((values < t.low[channels]) | (values > t.high[channels])) & ~broken
     cell = t.number_cell[channels]
-    usable = ~(missing | broken | out) & (cell >= 0)
-    if usable.all():
-        cells.append(Pairs(rows, cell + search_bins(values, channels, t.edges)))
-    else:
-        chosen = np.flatnonzero(usable)
-        bins = search_bins(values[chosen], channels[chosen], t.edges)
-        cells.append(Pairs(rows[chosen], cell[chosen] + bins))
-    for mask, kind in ((missing, MISSING), (out, RANGE)):
-        at = np.flatnonzero(mask)
-        targets = counter[rows[at]] + kind * n_features[rows[at]] + within[at]
-        flag(rows[at], targets, values[at] if kind == RANGE else None)
+    usable = np.flatnonzero(~(missing | broken | outside) & (cell >= 0))
+    at = np.flatnonzero(missing)
+    flags.missing(rows[at], within[at])
+    at = np.flatnonzero(outside)
+    flags.feature(RANGE, rows[at], within[at], values[at])
+    return [Pairs(rows[usable], cell[usable] + search_bins(values[usable], channels[usable], t.edges))]
 
-    # Categories.
-    per_row = np.diff(np.append(p.category_start, len(p.categories)))
-    rows, within = ragged(p.category_start, per_row)
+
+def _categories(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[Pairs]:
+    t = state.tables
+    rows, within = ragged(np.diff(np.append(p.category_start, len(p.categories))))
     codes = p.categories
-    unseen = np.isnan(codes)
     cell = t.category_cell[t.category_channel[slots][rows] + within]
-    usable = (codes >= 0) & (cell >= 0)
-    if usable.all():
-        cells.append(Pairs(rows, cell + codes.astype(np.int64)))
-    else:
-        chosen = np.flatnonzero(usable)
-        cells.append(Pairs(rows[chosen], cell[chosen] + codes[chosen].astype(np.int64)))
-    for mask, kind in ((codes == MISSING_CODE, MISSING), (unseen, UNSEEN)):
-        at = np.flatnonzero(mask)
-        flag(rows[at], counter[rows[at]] + kind * n_features[rows[at]] + n_numbers[rows[at]] + within[at])
-    category_missing = np.flatnonzero(codes == MISSING_CODE)
-    missing_pairs = [(np.flatnonzero(missing), None), (category_missing, None)]
-    _required(p, slots, t, missing_pairs, (rows, within), flag, counter, n_numbers, n_features)
+    usable = np.flatnonzero((codes >= 0) & (cell >= 0))
+    feature = t.numbers[slots][rows] + within
+    at = np.flatnonzero(codes == MISSING_CODE)
+    flags.missing(rows[at], feature[at])
+    at = np.flatnonzero(np.isnan(codes))
+    flags.feature(UNSEEN, rows[at], feature[at])
+    return [Pairs(rows[usable], cell[usable] + codes[usable].astype(np.int64))]
 
-    # Text and vectors: present or not.
-    per_other = np.diff(np.append(p.others_start, len(p.others)))
-    rows, within = ragged(p.others_start, per_other)
-    at = np.flatnonzero(p.others == 0)
-    feature = n_numbers[rows[at]] + per_row[rows[at]] + within[at]
-    flag(rows[at], counter[rows[at]] + feature)
-    must = t.required[t.feature_base[slots][rows[at]] + feature]
-    flag(rows[at][must], (counter[rows[at]] + REQUIRED * n_features[rows[at]] + feature)[must])
 
-    # Latency, confidence, output, status.
-    latency_channel = t.number_channel[slots] + n_numbers
-    for offset, column in ((0, p.latency_ms), (1, p.confidence)):
-        channel = latency_channel + offset
-        at = np.flatnonzero(~np.isnan(column) & (t.number_cell[channel] >= 0))
-        cells.append(Pairs(at, t.number_cell[channel[at]] + search_bins(column[at], channel[at], t.edges)))
-    numeric = t.numeric_output[slots]
-    channel = latency_channel + 2
-    out_of_range = numeric & ((p.predicted < t.output_low[slots]) | (p.predicted > t.output_high[slots]))
-    at = np.flatnonzero(numeric & ~np.isnan(p.predicted) & ~out_of_range & (t.number_cell[channel] >= 0))
-    cells.append(Pairs(at, t.number_cell[channel[at]] + search_bins(p.predicted[at], channel[at], t.edges)))
-    classes = t.class_output[slots]
-    category = t.category_cell[t.category_channel[slots] + per_row]
-    at = np.flatnonzero(classes & (p.predicted >= 0) & (category >= 0))
-    cells.append(Pairs(at, category[at] + p.predicted[at].astype(np.int64)))
-    for mask, kind in (
-        (p.latency_ms > t.latency_limit_ms[slots], OVER_LIMIT),
-        (p.latency_ms > t.latency_p95_ms[slots], TAIL),
-        (classes & np.isnan(p.predicted), UNSEEN_CLASS),
-        (out_of_range, OUTPUT_RANGE),
-        ((p.confidence < 0) | (p.confidence > 1), SCORES),
-    ):
-        at = np.flatnonzero(mask)
-        flag(at, singles[at] + kind)
-    at = np.flatnonzero(p.status > 0)
-    flag(at, singles[at] + STATUS + p.status[at] - 1)
-    _violations(p, slots, state, counter, singles, flag)
-    if t.forbids.any():
-        _policies(p, slots, state, singles, flag)
-    row = np.concatenate([np.zeros(0, np.int64), *flag_rows])
-    target = np.concatenate([np.zeros(0, np.int64), *flags])
-    sums = np.concatenate([np.zeros(0, np.int64), *milli])
-    order = np.lexsort((target, row))
-    row, target, sums = row[order], target[order], sums[order]
-    if len(row) > 1:  # a row counts once for a fault, however often it shows
-        new = np.append(True, (np.diff(row) != 0) | (np.diff(target) != 0))
-        row, target, sums = row[new], target[new], sums[new]
-    del rows_all
-    return Counted(cells, Pairs(row, target), sums)
+def _violations(p: Predictions, slots: Ints, state: State, flags: _Flags) -> None:
+    rows, targets = [], []
+    for violation in p.violations:
+        slot = state.slot(int(slots[violation.row]))
+        profile = slot.profile
+        if violation.reason == "type":
+            place = TYPE * profile.features + profile.place[violation.feature]
+        else:
+            place = profile.singles + (EXTRA if violation.reason == "extra" else SCORES)
+        rows.append(violation.row)
+        targets.append(slot.counter_base + place)
+    flags.add(np.array(rows, np.int64), np.array(targets, np.int64))
+
+
+def _policies(p: Predictions, slots: Ints, state: State, flags: _Flags) -> None:
+    for index in np.flatnonzero(state.tables.forbids):
+        mine = slots == index
+        for i, codes in enumerate(state.slot(int(index)).profile.forbidden):
+            flags.single(mine & np.isin(p.predicted, codes), POLICY + i)
 
 
 def best(groups: Ints, hashes: NDArray[np.uint64]) -> Ints:

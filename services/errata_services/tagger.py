@@ -1,0 +1,54 @@
+"""The tagger: gives each enriched anomaly its diagnosis, by the taxonomy and rules in force."""
+
+from collections.abc import Mapping, Sequence
+
+from errata.contracts import EnrichedAnomaly
+from errata.contracts.reading import read_message
+from errata.contracts.strict import to_us
+from errata.contracts.topics import ENRICHED, TAGGED
+from errata.domain.diagnosis.rules import Ruleset, default_rules
+from errata.domain.diagnosis.tagging import diagnose
+from errata.domain.diagnosis.taxonomy import Taxonomy, default_taxonomy
+from errata.errors import Refused
+from errata.ports import DeadInput, Outgoing, Record, StepResult
+
+
+class Tagger:
+    """The stage from ``errata.enriched.v1`` to ``errata.tagged.v1``, keyed by case id. Holds no state."""
+
+    name = "tagger"
+    input = ENRICHED
+    side_inputs: tuple[str, ...] = ()
+
+    def __init__(self, taxonomy: Taxonomy | None = None, rules: Ruleset | None = None) -> None:
+        """Without a taxonomy or rules, those of the package. Raises ``Misconfigured`` if they do not fit together."""
+        self._taxonomy = taxonomy if taxonomy is not None else default_taxonomy()
+        self._rules = rules if rules is not None else default_rules(self._taxonomy)
+
+    def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
+        pass
+
+    def revoke(self, partition: int) -> None:
+        pass
+
+    def prepare(self, batch: Sequence[Record]) -> None:
+        """Nothing to fetch: all a diagnosis needs is in the message."""
+
+    def step(self, batch: Sequence[Record], prepared: object) -> StepResult:
+        result = StepResult()
+        for record in batch:
+            anomaly = read_message(EnrichedAnomaly, record.value)
+            if isinstance(anomaly, Refused):
+                result.dead.append(DeadInput(record, anomaly))
+                continue
+            case = diagnose(anomaly, self._taxonomy, self._rules)
+            result.outputs.append(Outgoing(TAGGED, case.episode.id.encode(), case.to_json()))
+            seen_us = to_us(case.episode.last_seen)
+            result.max_event_time_us = max(seen_us, result.max_event_time_us or seen_us)
+        return result
+
+    def commit(self) -> None:
+        pass
+
+    def rollback(self) -> None:
+        pass

@@ -1,0 +1,5 @@
+"""Records of predictions and outcomes to columns: typed msgspec first, hand-written checks for what it refuses."""
+
+from errata.adapters.decode_msgspec.decoder import MsgspecDecoder
+
+__all__ = ["MsgspecDecoder"]

@@ -1,0 +1,559 @@
+"""The decoder: record by record to typed rows in chunks of 500, chunk by chunk to columns.
+
+Three ways lead to a row. The *typed* one is chosen by the record's key and knows the model's features by name. What it
+refuses because of a feature, and every model without a contract, is read by the *open* one, whose features are a
+mapping that is then checked by name. What that refuses is read as plain data by the *checks*, which make a row or a
+refusal. Only speed depends on the way: the same bytes give the same row, violations or refusal.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec.structs import astuple
+from numpy.typing import NDArray
+
+from errata.adapters.decode_msgspec.envelope import has_hidden_faults, read_outcome, read_prediction
+from errata.adapters.decode_msgspec.plans import (
+    FIELDS,
+    PREDICTION_TYPE,
+    UNUSABLE,
+    Found,
+    InlineOutcome,
+    OpenOutcome,
+    OpenRow,
+    Plan,
+    Status,
+)
+from errata.contracts.refusals import MAX_AHEAD_US, clock_refusal
+from errata.contracts.strict import MAX_BYTES
+from errata.contracts.topics import OUTCOMES, PREDICTIONS, model_key
+from errata.domain.columns import (
+    PURPOSES,
+    STATUS_CODES,
+    Batch,
+    Floats,
+    Ints,
+    Layout,
+    Outcomes,
+    Predictions,
+    Refusal,
+    Tick,
+    Violation,
+)
+from errata.domain.hashing import id_hashes, seed_of
+from errata.domain.instants import instants_us
+from errata.domain.layouts import compile_layout
+from errata.errors import Refused, RefusedDecode
+from errata.ports import Record
+
+CHUNK = 500
+MAX_PLANS = 4_096  # kept beyond the layouts given: models that nobody described
+MAX_SEEDS = 65_536
+
+_NUL = b"\\u0000"
+_JUDGED = frozenset(PURPOSES)
+_PURPOSE = {name: at for at, name in enumerate(PURPOSES)}
+_STATUS = {None: 0} | {name: at for at, name in enumerate(STATUS_CODES)}
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
+_open_row = msgspec.json.Decoder(OpenRow).decode
+_open_outcome = msgspec.json.Decoder(OpenOutcome).decode
+_ROW_FIELDS = frozenset(FIELDS)
+_OUTCOME_FIELDS = frozenset(OpenOutcome.__struct_fields__)
+
+
+class MsgspecDecoder:
+    """`errata.ports.Decoder`. ``key`` seeds the hashes of ids, so that they mean nothing outside of a deployment."""
+
+    def __init__(self, key: bytes = b"errata") -> None:
+        self._key = key.hex()
+        self._plans: dict[bytes, Plan] = {}
+        self._seeds: dict[tuple[str, str, str], int] = {}
+
+    def decode(self, records: Sequence[Record], layouts: Mapping[bytes, Layout]) -> Batch:
+        if len(self._plans) > len(layouts) + MAX_PLANS:
+            self._plans.clear()
+        return _Pass(self, records, layouts).run()
+
+    def plan(self, key: bytes, layout: Layout | None, tenant: str, model: str) -> Plan:
+        """The plan of ``layout``, made anew when the layout is another one than last time."""
+        plan = self._plans.get(key)
+        if plan is None or plan.given is not layout:
+            plan = Plan(layout or compile_layout(tenant, model, None, None), self._key)
+            plan.given = layout
+            self._plans[key] = plan
+        return plan
+
+    def seed(self, tenant: str, source: str, kind: str) -> int:
+        wanted = (tenant, source, kind)
+        seed = self._seeds.get(wanted)
+        if seed is None:
+            if len(self._seeds) > MAX_SEEDS:
+                self._seeds.clear()
+            seed = self._seeds[wanted] = seed_of(self._key, *wanted)
+        return seed
+
+
+class _Pass:
+    """One call of `decode`."""
+
+    def __init__(self, decoder: MsgspecDecoder, records: Sequence[Record], layouts: Mapping[bytes, Layout]) -> None:
+        self._decoder = decoder
+        self._records = records
+        self._given = layouts
+        self._plans: dict[bytes | None, Plan] = {}  # of this batch, by the key of their models
+        self._layouts: list[Layout] = []
+        self._used: list[Plan] = []
+        self._found: dict[int, Found] = {}
+        self._refused: list[Refusal] = []
+        self._skipped: dict[str, list[int]] = {}
+        self._ticks: list[Tick] = []
+        self._predictions = _PredictionColumns()
+        self._outcomes = _OutcomeColumns()
+
+    def run(self) -> Batch:
+        for start in range(0, len(self._records), CHUNK):
+            self._chunk(start, min(start + CHUNK, len(self._records)))
+        records = self._records
+        predictions = self._predictions.done(records, self._used, self._found)
+        outcomes = self._outcomes.done(records)
+        for plan in self._used:
+            plan.slot = -1
+        self._refused.sort(key=lambda refusal: refusal.record)
+        return Batch(self._layouts, predictions, outcomes, self._ticks, self._refused, self._skipped)
+
+    def _chunk(self, start: int, stop: int) -> None:
+        rows: list[Any] = []
+        plans: list[Plan] = []
+        indices: list[int] = []
+        outcomes: list[int] = []
+        known = self._plans
+        for index, record in enumerate(self._records[start:stop], start):
+            raw = record.value
+            if record.topic != PREDICTIONS or raw is None:
+                self._other(index, record, outcomes)
+                continue
+            plan = known.get(record.key)
+            if plan is None:
+                plan = self._plan_of_key(record.key)
+            try:
+                if plan is None or plan.decode is None or len(raw) > MAX_BYTES or _NUL in raw:
+                    row, plan = self._slow(index, record, raw, typed=False)
+                else:
+                    try:
+                        row = plan.decode(raw)
+                    except _UNREADABLE as error:
+                        row, plan = self._slow(index, record, raw, typed="$.features" not in str(error))
+            except Refused as refusal:
+                self._refused.append(Refusal(index, refusal))
+                continue
+            if row is None:
+                continue
+            rows.append(row)
+            plans.append(plan)
+            indices.append(index)
+        if rows:
+            self._reduce(rows, plans, indices)
+        if outcomes:
+            self._reduce_outcomes(outcomes)
+
+    def _other(self, index: int, record: Record, outcomes: list[int]) -> None:
+        if record.value is None:
+            self._refused.append(Refusal(index, RefusedDecode("", "no value; send one JSON object")))
+        elif record.topic == OUTCOMES:
+            outcomes.append(index)
+        else:
+            self._skip("topic", index)
+
+    def _skip(self, reason: str, index: int) -> None:
+        self._skipped.setdefault(reason, []).append(index)
+
+    def _plan_of_key(self, key: bytes | None) -> Plan | None:
+        layout = self._given.get(key) if key is not None else None
+        return self._plan_of(layout.tenant, layout.model) if layout is not None else None
+
+    def _plan_of(self, tenant: str, model: str) -> Plan:
+        key = model_key(tenant, model)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._decoder.plan(key, self._given.get(key), tenant, model)
+            plan.slot = len(self._layouts)
+            self._layouts.append(plan.layout)
+            self._used.append(plan)
+            self._plans[key] = plan
+        return plan
+
+    def _slow(self, index: int, record: Record, raw: bytes, *, typed: bool) -> tuple[Any, Plan]:
+        """A row by the open way or the checks; the row is None for what is no prediction to judge."""
+        row = None
+        if not typed and len(raw) <= MAX_BYTES and _NUL not in raw:
+            try:
+                row = _open_row(raw)
+            except _UNREADABLE:
+                row = None
+        if row is None:
+            row = self._checked(index, record, raw)
+            if row is None:
+                return None, _NO_PLAN
+        plan = self._plan_of(row.tenant, row.model.name)
+        found: Found = []
+        plan.fill(row, found)
+        if found:
+            self._found[index] = found
+        return row, plan
+
+    def _checked(self, index: int, record: Record, raw: bytes) -> Any:
+        document = read_prediction(raw)
+        purpose = document.get("purpose", "live")
+        if purpose not in _JUDGED:
+            self._unjudged(index, record, document["time"], purpose)
+            return None
+        return _row_of(document)
+
+    def _unjudged(self, index: int, record: Record, time: str, purpose: str) -> None:
+        at, _ = instants_us([time])
+        if int(at[0]) - record.timestamp_us > MAX_AHEAD_US:
+            raise clock_refusal("/time")
+        if purpose == "tick":
+            self._ticks.append(Tick(index, record.partition, record.timestamp_us))
+        else:
+            self._skip(purpose, index)
+
+    def _reduce(self, rows: list[Any], plans: list[Plan], indices: list[int]) -> None:
+        columns = list(zip(*map(astuple, rows), strict=True))
+        at, good = instants_us(columns[_TIME])
+        self._other_times(columns, good)
+        self._answers(columns, good)
+        if not good.all():
+            keep = np.flatnonzero(good)
+            for row in np.flatnonzero(~good).tolist():
+                self._name_fault(indices[row])
+            columns = [tuple(column[row] for row in keep) for column in columns]
+            plans, indices, at = [plans[row] for row in keep], [indices[row] for row in keep], at[keep]
+        received = np.fromiter((self._records[index].timestamp_us for index in indices), np.int64, len(indices))
+        ahead = at - received > MAX_AHEAD_US
+        if ahead.any():
+            for row in np.flatnonzero(ahead).tolist():
+                self._drop(indices[row], clock_refusal("/time"))
+            keep = np.flatnonzero(~ahead)
+            columns = [tuple(column[row] for row in keep) for column in columns]
+            plans, indices, at = [plans[row] for row in keep], [indices[row] for row in keep], at[keep]
+            received = received[keep]
+        if indices:
+            self._predictions.add(columns, plans, indices, at, received, self._decoder)
+
+    def _drop(self, index: int, refusal: Refused) -> None:
+        self._found.pop(index, None)
+        self._refused.append(Refusal(index, refusal))
+
+    def _name_fault(self, index: int) -> None:
+        raw = self._records[index].value or b""
+        try:
+            read_prediction(raw)
+        except Refused as refusal:
+            self._drop(index, refusal)
+            return
+        raise AssertionError("the typed decoder and the checks disagree")
+
+    @staticmethod
+    def _other_times(columns: list[tuple[Any, ...]], good: NDArray[np.bool_]) -> None:
+        """Mark rows whose times other than ``time`` are none."""
+        texts: list[str] = []
+        owners: list[int] = []
+        for row, (outcome, recorded) in enumerate(zip(columns[_OUTCOME], columns[_RECORDED], strict=True)):
+            if recorded is not None:
+                texts.append(recorded)
+                owners.append(row)
+            if outcome is not None:
+                for text in (outcome.observed_time, outcome.recorded_time):
+                    if text is not None:
+                        texts.append(text)
+                        owners.append(row)
+        if texts:
+            _, are_times = instants_us(texts)
+            good[[owner for owner, is_time in zip(owners, are_times, strict=True) if not is_time]] = False
+
+    @staticmethod
+    def _answers(columns: list[tuple[Any, ...]], good: NDArray[np.bool_]) -> None:
+        """Mark rows without a prediction that have no status code either."""
+        predictions = columns[_PREDICTED]
+        if None not in predictions:
+            return
+        for row, (value, status) in enumerate(zip(predictions, columns[_STATUS_AT], strict=True)):
+            if value is None and (status is None or status.code is None):
+                good[row] = False
+
+    def _reduce_outcomes(self, indices: list[int]) -> None:
+        for index in indices:
+            record = self._records[index]
+            try:
+                self._outcome(index, record, record.value or b"")
+            except Refused as refusal:
+                self._refused.append(Refusal(index, refusal))
+
+    def _outcome(self, index: int, record: Record, raw: bytes) -> None:
+        outcome = _outcome_of(raw)
+        at, _ = instants_us([outcome.observed_time])
+        time_us = int(at[0])
+        if time_us - record.timestamp_us > MAX_AHEAD_US:
+            raise clock_refusal("/observed_time")
+        if outcome.purpose not in _JUDGED:
+            self._skip(outcome.purpose, index)
+        elif outcome.kind != "ground_truth":
+            self._skip("feedback", index)
+        elif outcome.predicted is None:
+            self._skip("waiting", index)
+        else:
+            plan = self._plan_of(outcome.tenant, outcome.model.name)
+            self._outcomes.add(index, plan, outcome, time_us)
+
+
+_TIME, _PREDICTED, _STATUS_AT, _OUTCOME, _RECORDED = map(
+    FIELDS.index, ("time", "prediction", "status", "outcome", "recorded_time")
+)
+_NO_PLAN = Plan(compile_layout("default", "none", None, None), "")
+
+
+def _row_of(document: Mapping[str, Any]) -> Any:
+    """A row of checked data. Columns are cut from names, outcome and status; the other parts are not looked at."""
+    row = OpenRow(**{name: document[name] for name in document if name in _ROW_FIELDS})
+    row.model = _Named(document["model"]["name"])
+    status = document.get("status")
+    if status is not None:
+        row.status = Status(status.get("code"))
+    outcome = document.get("outcome")
+    if outcome is not None:
+        known = InlineOutcome.__struct_fields__
+        row.outcome = InlineOutcome(**{name: outcome[name] for name in outcome if name in known})
+    return row
+
+
+class _Named:
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _outcome_of(raw: bytes) -> Any:
+    if len(raw) <= MAX_BYTES and not has_hidden_faults(raw):
+        try:
+            outcome = _open_outcome(raw)
+        except _UNREADABLE:
+            pass
+        else:
+            times = (outcome.observed_time, outcome.predicted_time, outcome.recorded_time)
+            whole = (outcome.predicted is not None or outcome.prediction_id is not None) and (
+                outcome.value is not None or outcome.score is not None
+            )
+            if whole and instants_us([time for time in times if time is not None])[1].all():
+                return outcome
+    document = read_outcome(raw)
+    outcome = OpenOutcome(**{name: document[name] for name in document if name in _OUTCOME_FIELDS})
+    outcome.model = _Named(document["model"]["name"])  # type: ignore[assignment]
+    return outcome
+
+
+def judge(predicted: Any, truth: Any) -> int:
+    """1 wrong, 0 right, -1 when the two are no classes."""
+    if predicted.__class__ is str and truth.__class__ is str:
+        return int(predicted != truth)
+    one, other = _class_text(predicted), _class_text(truth)
+    return -1 if one is None or other is None else int(one != other)
+
+
+def _class_text(value: Any) -> str | None:
+    if value.__class__ is bool:
+        return "true" if value else "false"
+    return value if value.__class__ is str else None
+
+
+class _PredictionColumns:
+    def __init__(self) -> None:
+        self._record: list[int] = []
+        self._slot: list[int] = []
+        self._ids: list[str] = []
+        self._prediction_ids: list[str] = []
+        self._purpose: list[int] = []
+        self._status: list[int] = []
+        self._wrong: list[int] = []
+        self._at: list[Ints] = []
+        self._received: list[Ints] = []
+        self._seeds: list[NDArray[np.uint64]] = []
+        self._latency: list[Floats] = []
+        self._predicted: list[Floats] = []
+        self._confidence: list[Floats] = []
+        self._numbers: list[Floats] = []
+        self._categories: list[Floats] = []
+        self._others: list[int] = []
+
+    def add(
+        self,
+        columns: list[tuple[Any, ...]],
+        plans: list[Plan],
+        indices: list[int],
+        at: Ints,
+        received: Ints,
+        decoder: MsgspecDecoder,
+    ) -> None:
+        """One chunk of rows; ``columns`` are the fields of a row in their order."""
+        (ids, _, _, predicted, statuses, tenants, purposes, prediction_ids, sources, types, features, scores,
+         confidences, _, latencies, _, outcomes, *_) = columns  # fmt: skip
+        self._record += indices
+        self._slot += [plan.slot for plan in plans]
+        self._ids += ids
+        self._prediction_ids += [own or id_ for own, id_ in zip(prediction_ids, ids, strict=True)]
+        self._purpose += map(_PURPOSE.__getitem__, purposes)
+        self._status += [0 if status is None else _STATUS[status.code] for status in statuses]
+        self._wrong += [
+            -1 if outcome is None else _wrong(plan, value, outcome)
+            for plan, value, outcome in zip(plans, predicted, outcomes, strict=True)
+        ]
+        self._at.append(at)
+        self._received.append(received)
+        self._seeds.append(_seeds(plans, tenants, sources, types, decoder))
+        self._latency.append(np.array(latencies, np.float64))
+        self._predicted.append(
+            np.array([plan.predicted(value) for plan, value in zip(plans, predicted, strict=True)], np.float64)
+        )
+        self._confidence.append(
+            np.array(
+                [
+                    own if own is not None or not score else _score(score, value)
+                    for own, score, value in zip(confidences, scores, predicted, strict=True)
+                ],
+                np.float64,
+            )
+        )
+        self._features(features, plans)
+
+    def _features(self, features: Sequence[Any], plans: list[Plan]) -> None:
+        numbers: list[Any] = []
+        categories: list[Any] = []
+        cells: list[dict[Any, float]] = []
+        for feature, plan in zip(features, plans, strict=True):
+            values = feature if feature.__class__ is tuple else plan.absent if feature is None else astuple(feature)
+            numbers += values[: plan.numbers]
+            categories += values[plan.numbers : plan.categories]
+            cells += plan.cells
+            if plan.categories < len(values):
+                self._others += [
+                    0 if value is None else 2 if value is UNUSABLE else 1 for value in values[plan.categories :]
+                ]
+        self._numbers.append(np.array(numbers, np.float64))
+        self._categories.append(np.array(list(map(dict.get, cells, categories)), np.float64))
+
+    def done(self, records: Sequence[Record], plans: Sequence[Plan], found: Mapping[int, Found]) -> Predictions:
+        record = np.array(self._record, np.int64)
+        slot = np.array(self._slot, np.int64)
+        categories = _joined(self._categories, np.float64)
+        wide = [len(plan.layout.categories) for plan in plans]
+        category_start = _starts(wide, slot)
+        _fill_other(categories, category_start, slot, plans)
+        rows = {index: row for row, index in enumerate(self._record)} if found else {}
+        return Predictions(
+            record=record,
+            layout=slot,
+            purpose=np.array(self._purpose, np.int8),
+            offset=np.array([records[index].offset for index in self._record], np.int64),
+            partition=np.array([records[index].partition for index in self._record], np.int64),
+            record_time_us=_joined(self._received, np.int64),
+            time_us=_joined(self._at, np.int64),
+            id_hash=id_hashes(self._ids, _joined(self._seeds, np.uint64)),
+            prediction_ids=self._prediction_ids,
+            status=np.array(self._status, np.int8),
+            latency_ms=_joined(self._latency, np.float64),
+            predicted=_joined(self._predicted, np.float64),
+            confidence=_joined(self._confidence, np.float64),
+            wrong=np.array(self._wrong, np.int8),
+            number_start=_starts([plan.numbers for plan in plans], slot),
+            numbers=_joined(self._numbers, np.float64),
+            category_start=category_start,
+            categories=categories,
+            others_start=_starts([len(plan.layout.others) for plan in plans], slot),
+            others=np.array(self._others, np.int8),
+            violations=[
+                Violation(rows[index], feature, reason) for index, all_ in found.items() for feature, reason in all_
+            ],
+        )
+
+
+class _OutcomeColumns:
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, int, int, int]] = []
+        self._ids: list[str] = []
+        self._prediction_ids: list[str] = []
+        self._seeds: list[int] = []
+
+    def add(self, index: int, plan: Plan, outcome: Any, time_us: int) -> None:
+        wrong = judge(outcome.predicted, outcome.value) if plan.judges else -1
+        self._rows.append((index, plan.slot, _PURPOSE[outcome.purpose], time_us, wrong, 0))
+        self._ids.append(outcome.outcome_id)
+        self._prediction_ids.append(outcome.prediction_id or "")
+        self._seeds.append(plan.outcome_seed)
+
+    def done(self, records: Sequence[Record]) -> Outcomes:
+        index, slot, purpose, time_us, wrong, _ = np.array(self._rows, np.int64).reshape(-1, 6).T
+        mine = [records[at] for at in index]
+        return Outcomes(
+            record=index,
+            layout=slot,
+            purpose=purpose.astype(np.int8),
+            offset=np.array([one.offset for one in mine], np.int64),
+            partition=np.array([one.partition for one in mine], np.int64),
+            record_time_us=np.array([one.timestamp_us for one in mine], np.int64),
+            time_us=time_us,
+            id_hash=id_hashes(self._ids, np.array(self._seeds, np.uint64)),
+            prediction_ids=self._prediction_ids,
+            wrong=wrong.astype(np.int8),
+        )
+
+
+def _wrong(plan: Plan, predicted: Any, outcome: Any) -> int:
+    if outcome.kind != "ground_truth" or not plan.judges:
+        return -1
+    return judge(predicted, outcome.value)
+
+
+def _score(scores: Mapping[str, float], predicted: Any) -> float | None:
+    return scores.get(predicted if predicted.__class__ is str else _class_text(predicted) or "")
+
+
+def _seeds(
+    plans: list[Plan],
+    tenants: Sequence[str],
+    sources: Sequence[str | None],
+    types: Sequence[str],
+    decoder: MsgspecDecoder,
+) -> NDArray[np.uint64]:
+    seeds = [plan.seed for plan in plans]
+    if any(source is not None for source in sources) or set(types) != {PREDICTION_TYPE}:
+        for row, (plan, tenant, source, kind) in enumerate(zip(plans, tenants, sources, types, strict=True)):
+            if source is not None or kind != PREDICTION_TYPE:
+                seeds[row] = decoder.seed(tenant, plan.layout.model if source is None else source, kind)
+    return np.array(seeds, np.uint64)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+
+def _starts(widths: Sequence[int], slot: Ints) -> Ints:
+    """Where each row begins in a ragged column whose rows are as wide as their layouts."""
+    starts = np.zeros(len(slot), np.int64)
+    if len(slot) > 1:
+        np.cumsum(np.array(widths, np.int64)[slot[:-1]], out=starts[1:])
+    return starts
+
+
+def _fill_other(categories: Floats, start: Ints, slot: Ints, plans: Sequence[Plan]) -> None:
+    """Unknown texts of categories without a closed set of values stand in the cell of the rest."""
+    at = np.flatnonzero(np.isnan(categories))
+    if not at.size:
+        return
+    row = np.searchsorted(start, at, side="right") - 1
+    others = np.array(list(chain.from_iterable(plan.other_cells for plan in plans)), np.float64)
+    first = np.concatenate(([0], np.cumsum([len(plan.other_cells) for plan in plans])))
+    categories[at] = others[first[slot[row]] + at - start[row]]

@@ -1,0 +1,327 @@
+"""Typed msgspec decoders of predictions: one for each layout with a contract, and one for all others.
+
+Both make rows of the same fields in the same order, so that columns are cut from them alike. The types are stricter
+than the contract where that is cheap (numbers within ±9.2e18, so that no integer over 64 bits passes; features of at
+most 1,024 characters, so that none is over 4 KiB): a row they refuse is read again by the checks, which decide.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from errata.adapters.decode_msgspec.envelope import is_vector
+from errata.contracts.events import OutcomeKind, StatusCode
+from errata.contracts.refusals import pointer
+from errata.contracts.strict import MAX_FEATURE_BYTES, MAX_FEATURES, MAX_VECTOR
+from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, UNUSABLE_NUMBER, Layout
+from errata.domain.hashing import seed_of
+from errata.domain.layouts import OpenCells
+
+PREDICTION_TYPE = "errata.prediction.v1"
+OUTCOME_TYPE = "errata.outcome.v1"
+
+_LIMIT = 9.2e18
+Number = Annotated[float, Meta(ge=-_LIMIT, le=_LIMIT)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+AtLeast0 = Annotated[float, Meta(ge=0, le=_LIMIT)]
+Above0 = Annotated[float, Meta(gt=0, le=_LIMIT)]
+ShortText = Annotated[str, Meta(max_length=MAX_FEATURE_BYTES // 4)]
+Vector = Annotated[list[Number], Meta(max_length=MAX_VECTOR)]
+AnyFeature = bool | Int64 | Number | ShortText | Vector | None
+Features = Annotated[dict[str, AnyFeature], Meta(max_length=MAX_FEATURES)]
+Purpose = Literal["live", "drill", "backfill"]
+_TYPES: dict[str, Any] = {
+    "number": Number,
+    "integer": Int64,
+    "category": ShortText,
+    "text": ShortText,
+    "bool": bool,
+    "vector": Vector,
+}
+
+
+class _Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A nested object of the envelope; one with a field we do not know is left to the checks."""
+
+
+class Model(_Part):
+    name: Name
+    version: str | None = None
+    digest: str | None = None
+
+
+class Status(_Part):
+    code: StatusCode = None  # type: ignore[assignment]  # None: absent; null is refused
+    error_type: str | None = None
+
+
+class Deployment(_Part):
+    endpoint: str | None = None
+    variant: str | None = None
+    region: str | None = None
+    runtime: str | None = None
+
+
+class Versions(_Part):
+    preprocessing: str | None = None
+    feature_view: str | None = None
+    dataset: str | None = None
+    code: str | None = None
+    prompt: str | None = None
+
+
+class Classification(_Part):
+    level: str | None = None
+    category: str | None = None
+    regulation: list[str] = []
+
+
+class Adapter(_Part):
+    id: str | None = None
+    version: str | None = None
+
+
+class Producer(_Part):
+    id: str | None = None
+    seq: Int64 | None = None
+
+
+class Source(_Part):
+    kind: Literal["human", "system", "judge"] = "system"
+    id: str | None = None
+
+
+class InlineOutcome(_Part):
+    value: bool | Number | str | None = None
+    score: Number | None = None
+    observed_time: str | None = None
+    kind: OutcomeKind = "ground_truth"
+    source: Source | None = None
+    rationale: str | None = None
+    recorded_time: str | None = None
+
+
+class OpenOutcome(_Part):
+    """An outcome of any model."""
+
+    outcome_id: Name
+    model: Model
+    observed_time: str
+    prediction_id: Name | None = None
+    value: bool | Number | str | None = None
+    score: Number | None = None
+    predicted: bool | Number | str | Vector | None = None
+    confidence: Number | None = None
+    segments: dict[str, bool | Number | str | None] | None = None
+    predicted_time: str | None = None
+    tenant: Name = "default"
+    purpose: Literal["live", "drill", "heartbeat", "backfill", "tick"] = "live"
+    kind: OutcomeKind = "ground_truth"
+    source: Source | None = None
+    supersedes: Name | None = None
+    rationale: str | None = None
+    recorded_time: str | None = None
+
+
+# The order of a row's fields, which is the schema's; `Row` below names the places that columns are cut from.
+_ROW: tuple[tuple[str, Any, Any], ...] = (
+    ("event_id", Name, msgspec.NODEFAULT),
+    ("time", str, msgspec.NODEFAULT),
+    ("model", Model, msgspec.NODEFAULT),
+    ("prediction", bool | Number | str | Vector | None, None),
+    ("status", Status | None, None),
+    ("tenant", Name, "default"),
+    ("purpose", Purpose, "live"),
+    ("prediction_id", Name | None, None),
+    ("source", str | None, None),
+    ("type", str, PREDICTION_TYPE),
+    ("features", Features, None),
+    ("scores", dict[str, Number], None),
+    ("confidence", Number | None, None),
+    ("attributions", dict[str, Number], None),
+    ("latency_ms", AtLeast0 | None, None),
+    ("segments", dict[str, bool | Number | str | None], None),
+    ("outcome", InlineOutcome | None, None),
+    ("deployment", Deployment | None, None),
+    ("versions", Versions | None, None),
+    ("sampled_rate", Above0, 1.0),
+    ("classification", Classification | None, None),
+    ("recorded_time", str | None, None),
+    ("correlation_id", str | None, None),
+    ("causation_id", str | None, None),
+    ("traceparent", str | None, None),
+    ("raw_ref", str | None, None),
+    ("adapter", Adapter | None, None),
+    ("producer", Producer | None, None),
+    ("schema_version", str | None, None),
+)
+FIELDS = tuple(name for name, _, _ in _ROW)
+
+
+def _row_type(name: str, in_default_tenant: bool = True, **types: Any) -> type[msgspec.Struct]:
+    """A row type. An event that names no tenant is of tenant ``default``, so for others the field is required."""
+    fields: list[Any] = [
+        (field, types.get(field, usual))
+        if default is msgspec.NODEFAULT or (field == "tenant" and not in_default_tenant)
+        else (field, types.get(field, usual), default)
+        for field, usual, default in _ROW
+    ]
+    return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
+
+
+OpenRow: Any = _row_type("OpenRow")
+
+
+class Unusable:
+    """Stands in a row for a value of the wrong type. One instance; no text or bool equals it."""
+
+    __slots__ = ()
+
+
+UNUSABLE = Unusable()
+
+Found = list[tuple[str, str]]  # (feature or pointer, reason)
+
+
+class Plan:
+    """How the events of one layout are decoded and what their values mean in columns."""
+
+    def __init__(self, layout: Layout, key: str) -> None:
+        contract = layout.contract
+        features = contract.features if contract else {}
+        output = contract.output if contract else None
+        self.layout = layout
+        self.slot = -1  # index in the layouts of the batch at hand
+        self.given: Layout | None = layout  # None: nobody described the model
+        self.seed = seed_of(key, layout.tenant, layout.model, PREDICTION_TYPE)
+        self.outcome_seed = seed_of(key, layout.tenant, "", OUTCOME_TYPE)
+        self.names = layout.features
+        self.known = frozenset(self.names)
+        self.numbers = len(layout.numbers)
+        self.categories = self.numbers + len(layout.categories)
+        self.kinds = tuple(features[name].type for name in self.names)
+        self.absent: tuple[Any, ...] = (None,) * len(self.names)
+        self.cells: tuple[dict[Any, float], ...] = tuple({**cells, UNUSABLE: UNUSABLE_CODE} for cells in layout.codes)
+        self.other_cells = [cells.other if isinstance(cells, OpenCells) else float("nan") for cells in layout.codes]
+        self.output = output.type if output else None
+        self.score_names = frozenset(output.classes) if output and output.type == "class" and output.classes else None
+        self.is_class = self.output == "class"
+        self.judges = self.output in (None, "class")  # an outcome of a class is right or wrong
+        self.predicted = self._predicted()
+        self.decode: Callable[[bytes], Any] | None = None
+        if contract and len(self.names) <= MAX_FEATURES:
+            self.decode = msgspec.json.Decoder(self._type()).decode
+
+    def _type(self) -> type[msgspec.Struct]:
+        layout = self.layout
+        places = {f"f{at}": name for at, name in enumerate(self.names)}
+        features = msgspec.defstruct(
+            "Features",
+            [(place, _TYPES[kind] | None, None) for place, kind in zip(places, self.kinds, strict=True)],
+            rename=places,
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        model = msgspec.defstruct(
+            "Model",
+            [("name", Literal[layout.model]), ("version", str | None, None), ("digest", str | None, None)],
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        types: dict[str, Any] = {"features": features, "model": model}
+        types["tenant"] = Literal[layout.tenant]
+        return _row_type("Row", layout.tenant == "default", **self._output_types(types))
+
+    def _output_types(self, types: dict[str, Any]) -> dict[str, Any]:
+        if self.output == "class":
+            types["prediction"] = bool | str | None
+            types["scores"] = dict[str, Share]
+            if self.score_names:
+                types["scores"] = dict[Literal[tuple(sorted(self.score_names))], Share]  # type: ignore[misc]
+        elif self.output == "number":
+            types["prediction"] = Number | None
+        elif self.output == "vector":
+            types["prediction"] = Vector | None
+        return types
+
+    def _predicted(self) -> Callable[[Any], float | None]:
+        classes: dict[Any, float] = dict(self.layout.classes)
+        other = self.layout.classes.other if isinstance(self.layout.classes, OpenCells) else None
+        by_text = {**classes, True: classes.get("true", other), False: classes.get("false", other)}
+        if self.output == "number":
+            return lambda value: value if value.__class__ in (float, int) else None
+        if self.output == "vector":
+            return lambda value: MISSING_CODE if value is None else 0.0 if is_vector(value) else None
+        if self.is_class and other is None:
+            return by_text.get  # a typed row holds text and bool only; `fill` puts UNUSABLE for the rest
+
+        def open_class(value: Any) -> float | None:
+            if value.__class__ is str or value.__class__ is bool or value is None:
+                return by_text.get(value, other)
+            if value.__class__ is list or value is UNUSABLE or self.is_class:
+                return None
+            return float(value)
+
+        return open_class
+
+    def fill(self, row: Any, found: Found) -> None:
+        """Make an open row one of this layout: its features in their places, what breaks the contract in ``found``."""
+        given = row.features or {}
+        row.features = tuple(self._feature(at, name, given.get(name), found) for at, name in enumerate(self.names))
+        if len(given) > len(self.names) or not given.keys() <= self.known:
+            self._extra(given, found)
+        if self.output is not None:
+            self._outputs(row, found)
+
+    def _feature(self, at: int, name: str, value: Any, found: Found) -> Any:
+        if value is None or fits(self.kinds[at], value):
+            return value
+        found.append((name, "type"))
+        return UNUSABLE_NUMBER if at < self.numbers else UNUSABLE
+
+    def _extra(self, given: Mapping[str, Any], found: Found) -> None:
+        for name, value in given.items():
+            if name in self.known:
+                continue
+            if self.layout.contract is not None:
+                found.append((name, "extra"))
+            elif not any(fits(kind, value) for kind in ("bool", "number", "text", "vector")) and value is not None:
+                found.append((name, "type"))
+
+    def _outputs(self, row: Any, found: Found) -> None:
+        value = row.prediction
+        if value is not None and not _fits_output(self.output, value):
+            row.prediction = UNUSABLE
+            if not self.is_class:  # a class that is none shows in the columns
+                found.append(("/prediction", "invalid_output"))
+        if self.is_class and row.scores:
+            for name, score in row.scores.items():
+                if not 0 <= score <= 1 or (self.score_names is not None and name not in self.score_names):
+                    found.append((pointer("/scores", name), "invalid_output"))
+
+
+def fits(kind: str, value: Any) -> bool:
+    """Whether a value, not null, is of a feature's type."""
+    cls = value.__class__
+    if kind == "number":
+        return cls is float or cls is int
+    if kind == "integer":
+        return cls is int
+    if kind == "bool":
+        return cls is bool
+    if kind == "vector":
+        return is_vector(value)
+    return cls is str and (len(value) * 4 <= MAX_FEATURE_BYTES or len(value.encode()) <= MAX_FEATURE_BYTES)
+
+
+def _fits_output(output: str | None, value: Any) -> bool:
+    cls = value.__class__
+    if output == "class":
+        return cls is str or cls is bool
+    if output == "number":
+        return cls is float or cls is int
+    return output != "vector" or cls is list

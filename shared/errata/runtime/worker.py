@@ -1,0 +1,330 @@
+"""The loop around a stage: read a batch, step, and write all that came of it in one transaction.
+
+Outputs, state changes with the position record, dead letters, the receipt and the input offsets become visible
+together or not at all. No transaction spans a poll, a rebalance or a call to the outside.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from errata.contracts import Receipt
+from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, Refused, Unavailable
+from errata.ports import (
+    Cipher,
+    DeadInput,
+    Offsets,
+    Outgoing,
+    Record,
+    Stage,
+    StateChange,
+    StepResult,
+    TopicPartition,
+    Transport,
+)
+from errata.runtime import crash_points
+from errata.runtime.changelog import (
+    PartitionLog,
+    Position,
+    check_digest,
+    check_position,
+    entries_of,
+    read_records,
+)
+from errata.runtime.crash_points import CrashPoints
+from errata.runtime.dead_letters import HandlerFailure, OversizeOutput, dead_letter
+from errata.runtime.receipts import Taken, receipt, receipt_record, taken_by_partition
+
+DEFAULT_BATCH_SIZE = 5_000
+MAX_OUTPUT_BYTES = 1_000_000
+MAX_ABORTS_IN_A_ROW = 5
+BATCH_SIZE_AFTER_POISON = 64  # then doubled with each clean batch: where one record is bad, the next often is
+
+OnProgress = Callable[[Receipt], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A batch after its step, or its beginning up to and with the first record that breaks the step."""
+
+    records: Sequence[Record]
+    result: StepResult
+    poison: DeadInput | None = None
+
+    @property
+    def dead(self) -> list[DeadInput]:
+        """All dead letters in the order of the log."""
+        every = [*self.result.dead, *([self.poison] if self.poison else [])]
+        return sorted(every, key=lambda dead: (dead.record.topic, dead.record.partition, dead.record.offset))
+
+
+class Worker:
+    """Runs one stage as one member of its group.
+
+    A stage with state has an attribute ``state_topic``; its changelog is restored and checked when partitions are
+    assigned. ``Fenced``, ``StateDamaged`` and ``Unavailable`` pass through `run_once`; after any of them but
+    ``Unavailable`` the worker must not be used again. ``instance`` names this member: of two live workers with one
+    instance the newer wins.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        transport: Transport,
+        *,
+        instance: str,
+        build: str,
+        cipher: Cipher | None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        crash: CrashPoints | None = None,
+        config_hash: str = "",
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self._stage = stage
+        self._transport = transport
+        self._instance = instance
+        self._build = build
+        self._cipher = cipher
+        self._batch_size = batch_size
+        self._batch_limit = batch_size
+        self._crash = crash or CrashPoints.off()
+        self._config_hash = config_hash
+        self._on_progress = on_progress
+        self._state_topic: str | None = getattr(stage, "state_topic", None)
+        self._inputs = (stage.input, *stage.side_inputs)
+        self._next: Offsets = {}
+        self._logs: dict[int, PartitionLog] = {}
+        group = f"errata.{stage.name}"
+        # The producer comes first: it aborts what a killed predecessor left open, before its offsets are read.
+        self._producer = transport.producer(f"{group}-{instance}")
+        self._consumer = transport.consumer(
+            group,
+            stage.input,
+            instance=instance,
+            side_inputs=stage.side_inputs,
+            on_assign=self._assign,
+            on_revoke=self._revoke,
+        )
+
+    def run_once(self, timeout_s: float = 0.0) -> int:
+        """Take what is there, at most one batch, through one transaction; the number of records taken.
+
+        A void transaction is tried again from the batch's start; the fifth in a row raises ``Unavailable``.
+        """
+        for _ in range(MAX_ABORTS_IN_A_ROW):
+            batch = self._consumer.poll(self._batch_limit, timeout_s)
+            if not batch:
+                return 0
+            try:
+                return self._process(batch)
+            except Aborted:
+                continue
+        raise Unavailable(f"{self._stage.name}: {MAX_ABORTS_IN_A_ROW} transactions in a row were void; start it again")
+
+    def close(self) -> None:
+        """Leave the group and drop the state. What was read and not committed is read again by the next member."""
+        partitions = sorted(number for topic, number in self._consumer.assignment() if topic == self._stage.input)
+        self._consumer.close()
+        self._producer.close()
+        for number in partitions:
+            self._stage.revoke(number)
+        self._next, self._logs = {}, {}
+
+    def _process(self, batch: Sequence[Record]) -> int:
+        """One batch, or its beginning when a record breaks the step; the number of records taken.
+
+        Whatever fails leaves state, offsets and positions as they were before.
+        """
+        try:
+            judged = self._judge(batch)
+            self._crash.at(self._stage.name, crash_points.AFTER_STEP)
+            message = self._transact(judged)
+        except Fenced:
+            self._drop_step()
+            raise
+        except Exception:
+            self._drop_step()
+            self._seek_back(batch)
+            raise
+        self._crash.at(self._stage.name, crash_points.AFTER_COMMIT)
+        self._stage.commit()
+        for log in self._logs.values():
+            log.commit()
+        self._seek_back(batch[len(judged.records) :])
+        self._batch_limit = min(BATCH_SIZE_AFTER_POISON if judged.poison else 2 * self._batch_limit, self._batch_size)
+        if self._on_progress is not None:
+            self._on_progress(message)
+        return len(judged.records)
+
+    # The step, and the search for the record that breaks it.
+
+    def _judge(self, batch: Sequence[Record]) -> _Judged:
+        """Step the batch, or all before its first poisoned record. The step then awaits a commit or a rollback.
+
+        To end a batch early changes no output: a step does not depend on how records are cut into batches.
+        """
+        outcome = self._try_step(batch)
+        if isinstance(outcome, StepResult):
+            return _Judged(batch, outcome)
+        self._stage.rollback()
+        passes, why = self._find_poison(batch, outcome)
+        result = self._try_step(batch[:passes]) if passes else StepResult()
+        if not isinstance(result, StepResult):
+            raise RuntimeError(f"stage {self._stage.name} is not deterministic: a step that passed fails when repeated")
+        return _Judged(batch[: passes + 1], result, DeadInput(batch[passes], why))
+
+    def _find_poison(self, records: Sequence[Record], failure: Refused) -> tuple[int, Refused]:
+        """The first record that breaks the step, by throw-away steps: its index and why.
+
+        Steps grow from the start before they are halved, so that a near poison is found at little cost.
+        """
+        passes, fails, why, stride = 0, len(records), failure, 1
+        while passes + 1 < fails:
+            size = passes + stride if passes + stride < fails else (passes + fails) // 2
+            outcome = self._try_step(records[:size])
+            self._stage.rollback()
+            if isinstance(outcome, StepResult):
+                passes, stride = size, 2 * stride
+            else:
+                fails, why, stride = size, outcome, len(records)
+        return passes, why
+
+    def _try_step(self, records: Sequence[Record]) -> StepResult | Refused:
+        """The result of a step, or why it cannot be had: a bug, a refusal that escaped, an output too large."""
+        try:
+            result = self._stage.step(records, self._stage.prepare(records))
+        except Refused as refusal:
+            return refusal
+        except (ErrataError, MemoryError):
+            raise
+        except Exception as error:
+            return HandlerFailure(error)
+        if any(_size(output) > MAX_OUTPUT_BYTES for output in result.outputs):
+            return OversizeOutput("", f"an output of this input is larger than {MAX_OUTPUT_BYTES:,} bytes")
+        return result
+
+    # The transaction.
+
+    def _transact(self, judged: _Judged) -> Receipt:
+        result, dead = judged.result, judged.dead
+        taken = taken_by_partition(judged.records, self._next)
+        message = receipt(
+            stage=self._stage.name,
+            instance=self._instance,
+            build=self._build,
+            taken=taken,
+            out=len(result.outputs),
+            dlq=len(dead),
+            dropped=result.dropped,
+            max_event_time_us=result.max_event_time_us,
+        )
+        letters = [dead_letter(self._stage.name, self._build, one, self._cipher) for one in dead]
+        bookkeeping = [*self._changelog_records(result, taken, message), receipt_record(message)]
+        offsets: Offsets = {place: part.end for place, part in taken.items()}
+        self._producer.begin()
+        try:
+            self._write([*result.outputs, *letters], bookkeeping, offsets)
+        except Fenced:
+            raise
+        except Exception:
+            self._producer.abort()
+            raise
+        self._next.update(offsets)
+        return message
+
+    def _write(self, results: Sequence[Outgoing], bookkeeping: Sequence[Outgoing], offsets: Offsets) -> None:
+        name = self._stage.name
+        for record in results:
+            self._producer.produce(record)
+        self._crash.at(name, crash_points.MID_PRODUCE)
+        for record in bookkeeping:
+            self._producer.produce(record)
+        self._crash.at(name, crash_points.AFTER_PRODUCE)
+        self._producer.send_offsets(offsets, self._consumer)
+        self._crash.at(name, crash_points.AFTER_OFFSETS)
+        self._producer.commit()
+
+    def _changelog_records(
+        self, result: StepResult, taken: Mapping[TopicPartition, Taken], message: Receipt
+    ) -> list[Outgoing]:
+        """Changes and the position record of every partition that the batch or the step touched."""
+        if self._state_topic is None:
+            if result.changes:
+                raise Misconfigured(f"stage {self._stage.name} changes state but names no state_topic")
+            return []
+        changes: dict[int, list[StateChange]] = {number: [] for _, number in taken}
+        for change in result.changes:
+            changes.setdefault(change.partition, []).append(change)
+        records: list[Outgoing] = []
+        for number in sorted(changes):
+            if number not in self._logs:
+                raise Misconfigured(f"stage {self._stage.name} changes partition {number}, which is not assigned to it")
+            position = self._position(number, taken, message, result.max_event_time_us)
+            records += self._logs[number].stage(self._state_topic, changes[number], position)
+        return records
+
+    def _position(
+        self, number: int, taken: Mapping[TopicPartition, Taken], message: Receipt, event_time_us: int | None
+    ) -> Position:
+        before = self._logs[number].position
+        inputs: dict[str, Taken] = {}
+        for topic in self._inputs:
+            if (topic, number) in taken:
+                inputs[topic] = taken[topic, number]
+            elif before is not None and topic in before.inputs:
+                end = before.inputs[topic].end
+                inputs[topic] = Taken(end, end, 0)
+        watermarks = [us for us in (before.watermark_us if before else None, event_time_us) if us is not None]
+        return Position(
+            inputs,
+            out=message.out,
+            dlq=message.dlq,
+            dropped=message.dropped,
+            config_hash=self._config_hash,
+            watermark_us=max(watermarks, default=None),
+        )
+
+    # Partitions that come and go, and batches that are taken back.
+
+    def _assign(self, partitions: set[TopicPartition]) -> None:
+        committed = self._consumer.committed(partitions)
+        for number in sorted({number for topic, number in partitions if topic == self._stage.input}):
+            self._stage.restore(number, self._restored(number, committed))
+        self._next.update(committed)
+
+    def _restored(self, number: int, committed: Offsets) -> dict[bytes, bytes]:
+        if self._state_topic is None:
+            return {}
+        records, position = read_records(self._transport, self._state_topic, number)
+        check_digest(self._state_topic, number, records, position)
+        check_position(
+            self._state_topic, number, position, committed, inputs=self._inputs, config_hash=self._config_hash
+        )
+        self._logs[number] = PartitionLog(number, records, position)
+        return entries_of(records)
+
+    def _revoke(self, partitions: set[TopicPartition]) -> None:
+        for place in partitions:
+            self._next.pop(place, None)
+        for number in sorted({number for topic, number in partitions if topic == self._stage.input}):
+            self._logs.pop(number, None)
+            self._stage.revoke(number)
+
+    def _drop_step(self) -> None:
+        self._stage.rollback()
+        for log in self._logs.values():
+            log.rollback()
+
+    def _seek_back(self, batch: Sequence[Record]) -> None:
+        """To the batch's first offset of every partition that is still ours."""
+        ours = self._consumer.assignment()
+        first: Offsets = {}
+        for record in batch:
+            first.setdefault((record.topic, record.partition), record.offset)
+        for place, offset in first.items():
+            if place in ours:
+                self._consumer.seek(place, offset)
+
+
+def _size(output: Outgoing) -> int:
+    headers = sum(len(name) + len(content) for name, content in output.headers)
+    return len(output.key or b"") + len(output.value or b"") + headers
