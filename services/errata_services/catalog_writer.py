@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
-from errata.contracts import TaggedCase
+from errata.contracts import TaggedCase, canonical
 from errata.contracts.reading import read_message
 from errata.contracts.topics import TAGGED
 from errata.errors import Refused, RefusedDecode, StateDamaged
@@ -124,8 +124,8 @@ class CatalogWriterWorker:
         content = read_message(TaggedCase, record.value)
         if isinstance(content, TaggedCase):
             try:
-                content.to_json()
-            except ValueError:  # a NaN or Infinity in a free field, which no database and no reader takes
+                canonical(content.model_dump(by_alias=True))  # `to_json` would make null of it
+            except ValueError:  # a NaN or Infinity in a free field, where the model does not look
                 content = RefusedDecode("", "a number that is not finite")
         return _Read(record, content)
 

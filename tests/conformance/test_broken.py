@@ -188,10 +188,7 @@ BROKEN_PROMISES: dict[str, set[str]] = {
     "keys are reordered": {"test_order_of_a_key_is_kept"},
     "members do not share": {"test_members_share_the_partitions", "test_each_record_reaches_one_member"},
     "leaving members keep their partitions": {"test_partitions_of_a_member_that_leaves_pass_on"},
-    "side inputs are forgotten": {
-        "test_side_input_comes_along",
-        "test_callbacks_run_in_poll_only",
-    },
+    "side inputs are forgotten": {"test_side_input_comes_along"},
     "callbacks run at once": {"test_callbacks_run_in_poll_only"},
     "restarts begin anew": {"test_restart_goes_on_at_the_committed_offset"},
     "seek does nothing": {"test_seek_reads_again"},

@@ -71,21 +71,19 @@ def source_is_there() -> bool:
 def test_every_row_is_the_row_of_the_source() -> None:
     assert source_is_there()
     parquet = pytest.importorskip("pyarrow.parquet")
-
-    def read(name: str) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = parquet.read_table(SOURCE / name).to_pydict()
-        return found
-
-    reference, analysis = read("employment_MA_reference.pq"), read("employment_MA_analysis.pq")
-    targets = read("employment_MA_analysis_target.pq")
+    reference = parquet.read_table(SOURCE / "employment_MA_reference.pq")
+    analysis = parquet.read_table(SOURCE / "employment_MA_analysis.pq")
+    targets = parquet.read_table(SOURCE / "employment_MA_analysis_target.pq").to_pydict()
     target_of = dict(zip(targets["id"], targets["employed"], strict=True))
     features = [name for name in rows()[0] if name not in ("part", "row", "probability_ppm", "employed")]
     assert len(features) == 16
-    for row in rows():
-        table, at = (reference if row["part"] == "r" else analysis), int(row["row"])
-        assert [int(row[name]) for name in features] == [int(table[name][at]) for name in features]
-        ppm = int(row["probability_ppm"])
-        assert abs(ppm / 1e6 - table["predicted_probability"][at]) <= 0.5e-6 + 1e-12
-        assert (ppm >= 500_000) == (table["prediction"][at] == 1)
-        true = table["employed"][at] if row["part"] == "r" else target_of[table["id"][at]]
-        assert int(row["employed"]) == true
+    for parts, table in (("r", reference), ("cv", analysis)):
+        ours = [row for row in rows() if row["part"] in parts]
+        theirs: dict[str, list[Any]] = table.take([int(row["row"]) for row in ours]).to_pydict()
+        for name in features:
+            assert [int(row[name]) for row in ours] == [int(value) for value in theirs[name]]
+        ppm = [int(row["probability_ppm"]) for row in ours]
+        assert ppm == pytest.approx([p * 1e6 for p in theirs["predicted_probability"]], abs=0.5 + 1e-6, rel=0)
+        assert [int(p >= 500_000) for p in ppm] == theirs["prediction"]
+        true = theirs["employed"] if parts == "r" else [target_of[key] for key in theirs["id"]]
+        assert [int(row["employed"]) for row in ours] == true

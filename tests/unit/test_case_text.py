@@ -2,12 +2,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.pipeline.case_builder import START_US, drift, tagged
 
 from errata.contracts import FailureCase
 from errata.contracts.strict import instant
 from errata.domain.catalogue.cases import case_of
 from errata.domain.catalogue.text import clean, duration_text, headline, main_finding, number_text, page
-from tests.pipeline.case_builder import START_US, drift, tagged
 
 
 def _case(**changes: Any) -> FailureCase:

@@ -32,7 +32,7 @@ def test_a_root_class_other_than_unknown_speaks_of_a_layer() -> None:
     assert [tag.tag for tag in tags if tag.layer is None] == [UNKNOWN_TAG]
 
 
-def test_no_tag_of_the_rules_is_unknown_to_be_surer_than_the_rest() -> None:
+def test_no_rule_sets_the_unknown_tag() -> None:
     taxonomy = default_taxonomy()
     assert UNKNOWN_TAG not in {rule.tag for rule in default_rules(taxonomy).rules}
 

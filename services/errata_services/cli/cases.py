@@ -53,6 +53,7 @@ _ROOT_STYLE = {
 }
 _GAP = 2  # blanks between two columns of the list
 _SHORTEST_MODEL = 8  # characters of a model's name that a narrow list always keeps
+_SHORTEST_ID = 10  # the same of a short id: with the widest of the other columns that makes 80
 
 
 @app.command("list")
@@ -232,11 +233,12 @@ def case_lines(cases: Sequence[FailureCase], width: int) -> list[Text]:
 
 
 def _widths(rows: Sequence[tuple[str, ...]], width: int) -> list[int]:
-    """The columns' widths; the model's name gives way when they do not fit."""
+    """The columns' widths; the model's name gives way when they do not fit, then a long tenant's id."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    over = sum(widths) + _GAP * (len(widths) - 1) - width
-    if over > 0:
-        widths[2] = max(_SHORTEST_MODEL, widths[2] - over)
+    for column, shortest in ((2, _SHORTEST_MODEL), (0, _SHORTEST_ID)):
+        over = sum(widths) + _GAP * (len(widths) - 1) - width
+        if over > 0:
+            widths[column] = min(widths[column], max(shortest, widths[column] - over))
     return widths
 
 

@@ -54,6 +54,7 @@ VANISHED_START_US = START_US + CLEAN_ROWS * SECOND_US + 30 * DAY_US
 
 LATENCY_MEDIAN_MS, LATENCY_SIGMA = 40.0, 0.5
 PLACES, LATENCIES, REFERENCE_LATENCIES = 1, 2, 3  # streams of random numbers, independent under any seed
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
 _SOURCE_PARTS: dict[str, Part] = {"r": "reference", "c": "clean", "v": "vanished"}
 
 
@@ -312,4 +313,4 @@ def _deploy(at_us: int, subject: str, before: str, after: str) -> tuple[int, dic
 
 
 def _line(message: Mapping[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(message).encode()

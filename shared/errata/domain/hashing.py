@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ALL = (1 << 64) - 1
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
@@ -38,7 +39,7 @@ def id_hashes(ids: Sequence[str], seeds: NDArray[np.uint64]) -> NDArray[np.uint6
     mixed = np.zeros(len(ids), np.uint64)
     for position in range(words.shape[1]):
         word = words[:, position]
-        step = seeds + _GOLDEN * np.uint64(position + 1)
+        step = seeds + np.uint64(0x9E3779B97F4A7C15 * (position + 1) & _ALL)
         mixed ^= np.where(word != 0, _mix(word ^ _mix(step)), np.uint64(0))
     return _mix(mixed ^ seeds)
 

@@ -7,9 +7,9 @@ one of its own signals fires within ten windows after closing; another signal is
 at a new signal, at a window end with changed counts, at close and at reopen, never per batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 QUIET_WINDOWS = 2
 REOPEN_WINDOWS = 10
@@ -122,9 +122,8 @@ class Move:
     record_time_us: int
 
 
-class NewId(Protocol):
-    def __call__(self, record: int, slot: int) -> str:
-        """The id of an episode that opens at this record of the batch."""
+# (record of the batch, slot) -> the id of an episode that opens there.
+NewId = Callable[[int, int], str]
 
 
 @dataclass(slots=True)
@@ -204,8 +203,8 @@ class SlotEpisodes:
         return None
 
     def _end_window(self, end: WindowEnd) -> list[Move]:
-        for spell in self.closed:
-            spell.ended[end.family] = spell.ended.get(end.family, 0) + 1
+        for old in self.closed:
+            old.ended[end.family] = old.ended.get(end.family, 0) + 1
         self.closed = [s for s in self.closed if min(s.ended.values(), default=0) < REOPEN_WINDOWS or _waits(s)]
         spell = self.current
         if spell is None or not end.judged:

@@ -1,11 +1,11 @@
 """Error rate: a bank of CUSUMs around the reference's rate, for outcomes that come inline or carry their prediction.
 
-Each CUSUM is S = max(0, S + x) (Page 1954) with integer increments x in units of 2⁻²⁰ nat, so that no batch size changes
-it: ln(p1/p0) when wrong, ln((1 − p1)/(1 − p0)) when right, p1 = min(0.95, f·p0), f = 1.3, 1.6, 2.2, 3.5. An alarm at
-11·2²⁰ starts it over. **It fires only when its chain of alarms** (the next run starts at most 50 outcomes after the last
-alarm) **spans at least 50 outcomes**: clean streams hold short natural bursts. Measured on the census stream: no false
-case in order, 0.13 per 100,000 events permuted; delay of the opening 429 / 82 / 332 / 61 events on the four changes of
-the benchmark.
+Each CUSUM is S = max(0, S + x) (Page 1954) with integer increments x in units of 2⁻²⁰ nat, so that no batch size
+changes it: ln(p1/p0) when wrong, ln((1 − p1)/(1 − p0)) when right, p1 = min(0.95, f·p0), f = 1.3, 1.6, 2.2, 3.5. An
+alarm at 11·2²⁰ starts it over. **It fires only when its chain of alarms** (the next run starts at most 50 outcomes
+after the last alarm) **spans at least 50 outcomes**: clean streams hold short natural bursts. Measured on the census
+stream: no false case in order, 0.13 per 100,000 events permuted; delay of the opening 429 / 82 / 332 / 61 events on the
+four changes of the benchmark.
 
 >>> import numpy as np
 >>> sums = np.zeros(1, np.int64)

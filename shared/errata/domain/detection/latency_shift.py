@@ -2,8 +2,8 @@
 
 Rule: that of `distribution_shift` on 16 bins, upwards only, at a window's end; or, at the event, the share of answers
 above the reference's 95th percentile is at least twice the reference's with G ≥ 23.93 (54 of 500). Measured on
-simulated log-normal latency with σ = 0.5: 0 of 20,000 clean windows, ×1.3 found in 97 %, ×5 on a tenth of the events in 99 %;
-autocorrelated latency was not tested.
+simulated log-normal latency with σ = 0.5: 0 of 20,000 clean windows, ×1.3 found in 97 %, ×5 on a tenth of the
+events in 99 %; autocorrelated latency was not tested.
 
 >>> from errata.domain.detection.statistics import share_threshold
 >>> share_threshold(500, 10_000)

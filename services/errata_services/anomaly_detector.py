@@ -1,0 +1,259 @@
+"""The anomaly detector: predictions and outcomes in, episodes out.
+
+Around the pure engine: decoding by the models' layouts, removal of duplicates, state by slot as changelog entries.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+import numpy as np
+
+from errata.contracts import Contract, Reference, canonical
+from errata.contracts.topics import (
+    ANOMALIES,
+    CONTRACTS,
+    OUTCOMES,
+    PREDICTIONS,
+    REFERENCES,
+    STAGES,
+    model_key,
+    state_topic,
+)
+from errata.domain.array_codec import pack_arrays, pack_json, unpack_arrays, unpack_json
+from errata.domain.columns import PURPOSES, Batch, Ints, Layout, Outcomes, Predictions
+from errata.domain.detection.anomalies import anomaly_of, case_id, config_hash
+from errata.domain.detection.engine import DETECTORS, LABEL_DETECTORS, Engine, Judged
+from errata.domain.detection.identity import BLOCK, SeenIds
+from errata.domain.detection.profile import Profile, compile_profile
+from errata.domain.detection.state import Slot, State
+from errata.domain.detection.statistics import G_SHARE, PSI_MIN, WINDOW, WINDOW_MIN
+from errata.domain.layouts import compile_layout
+from errata.ports import DeadInput, Decoder, Outgoing, Record, StateChange, StepResult, Transport
+from errata.runtime.changelog import TABLE_KEY
+from errata.runtime.tables import Table
+
+SCHEMA_VERSION = 1
+IDS = b"ids"
+VERSIONS = {d.id: d.version for d in DETECTORS} | {d.id: d.version for d in LABEL_DETECTORS}
+CONFIG_HASH = config_hash(
+    sorted(VERSIONS.items()),
+    {"window": WINDOW, "window_min": WINDOW_MIN, "psi_min": PSI_MIN, "g_share": G_SHARE},
+)
+
+
+class AnomalyDetector:
+    """The first stage of the chain, as `errata.ports.Stage`."""
+
+    name = STAGES[0]
+    input = PREDICTIONS
+    side_inputs = (OUTCOMES,)
+    state_topic = state_topic(STAGES[0])
+
+    def __init__(self, transport: Transport, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._contracts = Table(transport, CONTRACTS, Contract)
+        self._references = Table(transport, REFERENCES, Reference)
+        self._layouts: dict[bytes, Layout] = {}
+        self._profiles: dict[int, Profile] = {}
+        self._unlisted: dict[tuple[str, str], Layout] = {}
+        self._state = State()
+        self._engine = Engine(self._state)
+        self._seen: dict[int, SeenIds] = {}
+        self._committed: dict[int, dict[bytes, bytes]] = {}
+        self._pending: list[StateChange] = []
+        self._tables_in_force: dict[int, dict[str, list[object]]] = {}
+        self.judged = Judged()
+        self._refresh_tables()
+
+    # -- tables -------------------------------------------------------------------------------------------------------
+
+    def _refresh_tables(self) -> None:
+        for tenant, model in self._contracts.refresh() | self._references.refresh():
+            contract, reference = self._contracts.get(tenant, model), self._references.get(tenant, model)
+            layout = compile_layout(tenant, model, contract, reference)
+            self._layouts[model_key(tenant, model)] = layout
+            for purpose in PURPOSES:
+                index = self._state.by_key.get((tenant, model, purpose))
+                if index is not None:
+                    self._state.replace_profile(self._state.slot(index), self._profile(layout))
+
+    def _profile(self, layout: Layout) -> Profile:
+        known = self._profiles.get(id(layout))
+        if known is None or known.layout is not layout:
+            known = self._profiles[id(layout)] = compile_profile(layout)
+        return known
+
+    # -- the stage ----------------------------------------------------------------------------------------------------
+
+    def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
+        blocks: dict[int, np.ndarray[tuple[int], np.dtype[np.uint64]]] = {}
+        taken = 0
+        for key, value in sorted(entries.items()):
+            if key == TABLE_KEY:
+                self._tables_in_force[partition] = unpack_json(value)[1]
+            elif key == IDS:
+                taken = int(unpack_json(value)[1]["taken"])
+            elif key.startswith(IDS + b":"):
+                blocks[int(key[len(IDS) + 1 :])] = unpack_arrays(value)[2]["ids"]
+            else:
+                self._restore_slot(partition, value)
+        self._seen[partition] = SeenIds()
+        self._seen[partition].rewind(taken, blocks)
+        self._committed[partition] = dict(entries)
+
+    def _restore_slot(self, partition: int, value: bytes) -> None:
+        _, meta, arrays = unpack_arrays(value)
+        tenant, model, _ = meta["slot"]
+        layout = self._layouts.get(model_key(tenant, model)) or compile_layout(tenant, model, None, None)
+        self._state.unpack(partition, self._profile(layout), meta, arrays)
+
+    def revoke(self, partition: int) -> None:
+        for slot in list(self._state.slots):
+            if slot is not None and slot.partition == partition:
+                self._state.remove(slot)
+        for held in (self._seen, self._committed, self._tables_in_force):
+            held.pop(partition, None)
+
+    def prepare(self, batch: Sequence[Record]) -> None:
+        self._refresh_tables()
+
+    def step(self, batch: Sequence[Record], prepared: None) -> StepResult:
+        decoded = self._decoder.decode(batch, self._layouts)
+        slots = self._slots_of(decoded.predictions, decoded)
+        outcome_slots = self._slots_of(decoded.outcomes, decoded)
+        taken = {partition: seen.taken for partition, seen in self._seen.items()}
+        keep, keep_outcomes = self._distinct(decoded)
+        self.judged = self._engine.step(
+            decoded, slots, outcome_slots, keep, keep_outcomes, lambda record, slot: self._case_id(batch[record], slot)
+        )
+        result = StepResult()
+        result.outputs = [
+            Outgoing(ANOMALIES, message.episode.id.encode(), message.to_json())
+            for message in (anomaly_of(slot, move, VERSIONS, CONFIG_HASH) for slot, move in self.judged.moves)
+        ]
+        result.dead = [DeadInput(batch[refusal.record], refusal.refusal) for refusal in decoded.refused]
+        result.dropped = {reason: len(records) for reason, records in decoded.skipped.items() if records}
+        duplicates = int((~keep).sum() + (~keep_outcomes).sum())
+        if duplicates:
+            result.dropped["duplicate"] = duplicates
+        result.changes = self._changes(batch, taken)
+        if len(decoded.predictions):
+            result.max_event_time_us = int(decoded.predictions.time_us.max())
+        self._pending = result.changes
+        return result
+
+    def commit(self) -> None:
+        for change in self._pending:
+            if change.value is not None:
+                self._committed[change.partition][change.key] = change.value
+        self._pending = []
+
+    def rollback(self) -> None:
+        """Back to the last commit: the state is made anew from its committed entries."""
+        committed, self._pending = self._committed, []
+        self._state = State()
+        self._engine = Engine(self._state)
+        self._seen, self._committed, self._tables_in_force = {}, {}, {}
+        for partition, entries in committed.items():
+            self.restore(partition, entries)
+
+    # -- who a row belongs to -----------------------------------------------------------------------------------------
+
+    def _slots_of(self, rows: Predictions | Outcomes, batch: Batch) -> Ints:
+        """The slot of each row; new slots are made in receipt order."""
+        if not len(rows):
+            return np.zeros(0, np.int64)
+        pairs = rows.layout * len(PURPOSES) + rows.purpose
+        found, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+        slots = np.zeros(len(found), np.int64)
+        for i in np.argsort(first):
+            layout, purpose = batch.layouts[int(found[i]) // len(PURPOSES)], PURPOSES[int(found[i]) % len(PURPOSES)]
+            index = self._state.by_key.get((layout.tenant, layout.model, purpose))
+            if index is None:
+                partition = int(rows.partition[first[i]])
+                index = self._state.add(layout.tenant, layout.model, purpose, partition, self._profile(layout)).index
+            slots[i] = index
+        return slots[inverse]
+
+    def _distinct(self, batch: Batch) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], ...]:
+        """Which rows are no duplicates of an id seen before, by partition in receipt order."""
+        p, o = batch.predictions, batch.outcomes
+        hashes = np.concatenate([p.id_hash, o.id_hash])
+        partitions = np.concatenate([p.partition, o.partition])
+        order = np.argsort(np.concatenate([p.record, o.record]), kind="stable")
+        keep = np.ones(len(hashes), np.bool_)
+        for partition in np.unique(partitions):
+            mine = order[partitions[order] == partition]
+            seen = self._seen.setdefault(int(partition), SeenIds())
+            keep[mine] = ~seen.step(hashes[mine])
+        return keep[: len(p)], keep[len(p) :]
+
+    def _case_id(self, record: Record, slot: int) -> str:
+        """The id of a case that opens at a record: its event key is (tenant, source, type, id)."""
+        who = self._state.slot(slot)
+        event = json.loads(record.value or b"{}")
+        name = event.get("event_id") or event.get("outcome_id") or sha256(record.value or b"").hexdigest()
+        kind = event.get("type") or ("errata.prediction.v1" if "event_id" in event else "errata.outcome.v1")
+        key = canonical([who.tenant, event.get("source") or who.model, kind, name]).decode()
+        return case_id(who.tenant, who.model, "" if who.purpose == "live" else f"@{who.purpose}", key)
+
+    # -- state as entries ---------------------------------------------------------------------------------------------
+
+    def _changes(self, batch: Sequence[Record], taken: Mapping[int, int]) -> list[StateChange]:
+        changes: list[StateChange] = []
+        for index in sorted(self.judged.touched):
+            slot = self._state.slot(index)
+            meta, arrays = self._state.pack(slot)
+            changes.append(StateChange(slot.partition, _slot_key(slot), pack_arrays(SCHEMA_VERSION, meta, arrays)))
+        for partition, seen in sorted(self._seen.items()):
+            before = taken.get(partition, 0)
+            if seen.taken == before:
+                continue
+            changes += [
+                StateChange(partition, IDS + b":%d" % place, pack_arrays(SCHEMA_VERSION, {}, {"ids": ids}))
+                for place, ids in seen.blocks_since(before)
+            ]
+            changes.append(
+                StateChange(partition, IDS, pack_json(SCHEMA_VERSION, {"taken": seen.taken, "block": BLOCK}))
+            )
+        return [*changes, *self._table_changes(batch)]
+
+    def _table_changes(self, batch: Sequence[Record]) -> list[StateChange]:
+        """Contracts and references that take effect with this batch, at which offset of each partition."""
+        first: dict[int, dict[str, int]] = {}
+        for record in batch:
+            first.setdefault(record.partition, {}).setdefault(record.topic, record.offset)
+        changes = []
+        for partition, offsets in first.items():
+            in_force = self._tables_in_force.setdefault(partition, {})
+            fresh: dict[str, list[object]] = {}
+            for index in self.judged.touched:
+                slot = self._state.slot(index)
+                if slot.partition != partition:
+                    continue
+                for kind, value in (
+                    ("contract", slot.profile.contract_hash),
+                    ("reference", slot.profile.reference_hash),
+                ):
+                    name = f"{kind}:{slot.tenant}/{slot.model}"
+                    if value is not None and in_force.get(name, [None])[0] != value:
+                        fresh[name] = [value, offsets]
+            if fresh:
+                in_force |= fresh
+                changes.append(StateChange(partition, TABLE_KEY, pack_json(SCHEMA_VERSION, in_force)))
+        return changes
+
+    # -- what people ask ----------------------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [slot for slot in self._state.slots if slot is not None]
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+
+def _slot_key(slot: Slot) -> bytes:
+    return canonical(["slot", slot.tenant, slot.model, slot.purpose])

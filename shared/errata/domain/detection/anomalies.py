@@ -1,0 +1,86 @@
+"""Moves of an episode as the messages that leave the detector. Nothing in them is a raw feature value."""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+from uuid import UUID, uuid5
+
+from errata.contracts import Anomaly, DetectorRef, Episode, Finding, ModelRef, RowRef, Window, canonical
+from errata.contracts.strict import instant
+from errata.domain.detection.episodes import Move
+from errata.domain.detection.state import Slot
+
+CASES = UUID("6f1d1c1e-7a55-5b0e-9a8e-2f6f0d5e4c11")  # the namespace of case ids; never changes
+
+
+def case_id(tenant: str, model: str, slice_: str, event_key: str) -> str:
+    """UUIDv5 of who failed and the key of the opening event: the same after any replay, on any version.
+
+    >>> case_id("default", "fraud", "", '["default","fraud","errata.prediction.v1","e-1"]')
+    'CASE_ID'
+    """
+    return str(uuid5(CASES, canonical([tenant, model, slice_, event_key]).decode()))
+
+
+def config_hash(detectors: Sequence[tuple[str, str]], constants: Mapping[str, Any]) -> str:
+    """What the detectors judge by, so that a finding says which rules made it."""
+    return sha256(canonical([sorted(detectors), dict(sorted(constants.items()))])).hexdigest()[:16]
+
+
+def anomaly_of(slot: Slot, move: Move, versions: Mapping[str, str], config: str) -> Anomaly:
+    """The episode as of one ``seq``, with the finding that moved it on top."""
+    spell = move.spell
+    signals = spell["signals"]
+    moved = signals[spell["mover"]]["finding"]
+    findings = [_finding(signal) for signal in signals.values()]
+    count = max(signal["closed_count"] + signal["open_count"] for signal in signals.values())
+    profile = slot.profile
+    window = spell["window"]
+    evidence = dict(moved["evidence"]) | {"admitted_by": spell["admitted_by"]}
+    if spell["events"]:
+        evidence["events"] = max(spell["events"], count)
+    return Anomaly(
+        tenant=slot.tenant,
+        model=ModelRef(name=slot.model),
+        purpose=slot.purpose,  # type: ignore[arg-type]
+        detector=DetectorRef(id=moved["detector"], version=versions[moved["detector"]], config_hash=config),
+        subject=moved["subject"],
+        level=moved["level"],
+        reason=moved["reason"],
+        statistic=moved["statistic"],
+        value=moved["value"],
+        threshold=moved["threshold"],
+        direction=moved["direction"],
+        reference_hash=profile.reference_hash,
+        contract_hash=profile.contract_hash,
+        window=Window(from_=instant(window[0]), to=instant(window[1]), n=window[2]) if window else None,
+        onset=instant(moved["onset_us"]),
+        time=instant(move.record_time_us),
+        count=count,
+        exemplars=[_row(row) for row in spell["exemplars"]],
+        controls=[_row(row) for row in spell["controls"]],
+        episode=Episode(
+            id=spell["id"],
+            seq=spell["seq"],
+            state=move.state,
+            onset=instant(spell["onset_us"]),
+            last_seen=instant(spell["last_seen_us"]),
+            count=count,
+        ),
+        findings=findings,
+        evidence=evidence,
+    )
+
+
+def _finding(signal: Mapping[str, Any]) -> Finding:
+    fields = {name: value for name, value in signal["finding"].items() if name != "onset_us"}
+    return Finding(
+        **fields,
+        onset=instant(signal["finding"]["onset_us"]),
+        count=signal["closed_count"] + signal["open_count"],
+        windows=max(1, signal["windows"]),
+    )
+
+
+def _row(row: Sequence[Any]) -> RowRef:
+    return RowRef(topic=row[1], partition=row[2], offset=row[3], prediction_id=row[4])

@@ -1,0 +1,46 @@
+"""Contracts and references as broadcast tables: compacted topics that every member reads to their end."""
+
+from typing import Generic, TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from errata.contracts import Contract, Reference
+from errata.ports import Transport
+
+Entry = TypeVar("Entry", Contract, Reference)
+
+
+class Table(Generic[Entry]):
+    """The newest entry of each (tenant, model). An entry that cannot be read is logged and passed over: adding one
+    never stops a stage."""
+
+    def __init__(self, transport: Transport, topic: str, kind: type[Entry]) -> None:
+        self._transport, self._topic = transport, topic
+        self._kind: type[Entry] = kind
+        self._next = dict.fromkeys(range(transport.partitions(topic)), 0)
+        self.entries: dict[tuple[str, str], Entry] = {}
+
+    def refresh(self) -> set[tuple[str, str]]:
+        """Read what is new; which (tenant, model) changed."""
+        changed: set[tuple[str, str]] = set()
+        for partition, offset in self._next.items():
+            if self._transport.end_offset((self._topic, partition)) == offset:
+                continue
+            for record in self._transport.read_from((self._topic, partition), offset):
+                self._next[partition] = record.offset + 1
+                if record.value is None:
+                    continue
+                try:
+                    entry = self._kind.model_validate_json(record.value)
+                except ValidationError as error:
+                    structlog.get_logger().warning(
+                        "table entry passed over", topic=self._topic, offset=record.offset, faults=error.error_count()
+                    )
+                    continue
+                self.entries[entry.tenant, entry.model] = entry
+                changed.add((entry.tenant, entry.model))
+        return changed
+
+    def get(self, tenant: str, model: str) -> Entry | None:
+        return self.entries.get((tenant, model))
