@@ -131,6 +131,24 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Where a published line belongs. ``time_us``: the time it happened, None when it says none that can be read."""
+
+    topic: str
+    key: bytes | None
+    time_us: int | None
+
+
+class Router(Protocol):
+    """Tells of one JSON line whether it is a prediction, an outcome or a change, and whose.
+
+    Judges nothing: a line that cannot be read is routed to predictions without a key, where the detector refuses it.
+    """
+
+    def route(self, line: bytes) -> Route: ...
+
+
+@dataclass(frozen=True, slots=True)
 class StateChange:
     """A record of the changelog: ``value`` None deletes the key."""
 

@@ -17,7 +17,20 @@ from errata.ports import Record
 NUMBERS, CATEGORIES, BINS, REFERENCE_EVENTS = 12, 4, 16, 10_000
 START_US = 1_767_571_200_000_000
 CLASSES = ("approve", "decline")
-_WORDS = ("amount", "age", "balance", "clicks", "delay", "income", "ratio", "score", "speed", "tenure", "usage", "volume")
+_WORDS = (
+    "amount",
+    "age",
+    "balance",
+    "clicks",
+    "delay",
+    "income",
+    "ratio",
+    "score",
+    "speed",
+    "tenure",
+    "usage",
+    "volume",
+)
 _THINGS = ("channel", "country", "device", "segment")
 
 
@@ -47,7 +60,9 @@ class _Model:
             "confidence": confidence,
             "latency_ms": round(rng.lognormvariate(3.5, 0.4), 2),
             "features": features,
-            "segments": {"region": "eu"},
+            "segments": {"region": "eu", "channel": "web"},
+            "deployment": {"endpoint": "score", "variant": "primary"},
+            "producer": {"id": "svc-1", "seq": at},
         }
         if rng.random() < 0.5:
             truth = predicted if rng.random() < confidence else CLASSES[predicted == CLASSES[0]]
@@ -131,7 +146,12 @@ def _number_sketch(sample: Sequence[float]) -> dict[str, object]:
     ordered = sorted(sample)
     edges = [ordered[len(ordered) * at // BINS] for at in range(1, BINS)]
     inner = [-math.inf, *edges, math.inf]
-    counts = [sum(low <= value < high for value in ordered) * REFERENCE_EVENTS // len(ordered) for low, high in pairwise(inner)]
+    counts = [
+        sum(low <= value < high for value in ordered) * REFERENCE_EVENTS // len(ordered)
+        for low, high in pairwise(inner)
+    ]
     counts[0] += REFERENCE_EVENTS - sum(counts)
-    quantiles = {name: ordered[int(len(ordered) * share)] for name, share in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95))}
+    quantiles = {
+        name: ordered[int(len(ordered) * share)] for name, share in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95))
+    }
     return {"kind": "number", "n": REFERENCE_EVENTS, "edges": edges, "counts": counts, "quantiles": quantiles}

@@ -3,10 +3,13 @@
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
+from errata.adapters.sql import SqlCatalogue
 from errata.contracts import TaggedCase, canonical
 from errata.contracts.strict import instant
 
@@ -121,6 +124,17 @@ def episode(name: str = "a", start_minute: int = 0, **changes: Any) -> list[Tagg
     """A whole episode: opened, updated, closed, reopened, closed again."""
     states = ("open", "update", "close", "reopen", "close")
     return [tagged(name, seq, state, start_minute + 10 * seq, **changes) for seq, state in enumerate(states)]
+
+
+@cache
+def blank_catalogue() -> bytes:
+    """The file of an empty catalogue, migrated once for all tests."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "blank.sqlite"
+        catalogue = SqlCatalogue(f"sqlite:///{file}")
+        catalogue.migrate()
+        catalogue.close()
+        return file.read_bytes()
 
 
 def dump(database: Path) -> bytes:

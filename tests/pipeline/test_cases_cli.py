@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from tests.pipeline.case_builder import case_id, episode, tagged
-from typer.testing import CliRunner
+from tests.pipeline.case_builder import blank_catalogue, case_id, episode, tagged
+from typer.testing import CliRunner, Result
 
 from errata.contracts import FailureCase, TaggedCase, canonical
 from errata_services import bootstrap
@@ -17,6 +16,7 @@ PLACE = ("errata.tagged.v1", 0)
 
 
 def _fill(data: Path, *cases: TaggedCase) -> None:
+    (data / bootstrap.CATALOGUE_FILE).write_bytes(blank_catalogue())
     catalogue = bootstrap.open_catalogue(data)
     catalogue.claim("g", "o", [PLACE])
     catalogue.apply(cases, {PLACE: len(cases)}, "g", "o")
@@ -66,6 +66,18 @@ def test_list_and_search_filter(data: Path) -> None:
     assert ids("list", "--limit", "1") == ["CASE-2"]
     assert ids("search", "relp", "CENSUS") == ["CASE-1"]
     assert ids("search", "nothing-like-it") == []
+
+
+def test_a_list_that_was_cut_says_so(data: Path) -> None:
+    assert "The newest 1; more with --limit." in _run(data, "list", "--limit", "1").stdout
+    assert "--limit" not in _run(data, "list").stdout
+
+
+def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
+    odd = tmp_path / "a ?b=c#%41 ü"
+    bootstrap.open_catalogue(odd).close()
+    assert (odd / bootstrap.CATALOGUE_FILE).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [odd.name]
 
 
 def test_an_empty_catalogue_says_what_to_do(tmp_path: Path) -> None:

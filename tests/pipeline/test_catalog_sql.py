@@ -1,5 +1,6 @@
 import sqlite3
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
-from tests.pipeline.case_builder import START_US, case_id, dump, episode, tagged
+from tests.pipeline.case_builder import START_US, blank_catalogue, case_id, dump, episode, tagged
 
 from errata.adapters.sql import SqlCatalogue, tables
 from errata.adapters.sql import catalogue as sql_module
@@ -34,6 +34,7 @@ class Book:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        file.write_bytes(blank_catalogue())
         self.catalogue = SqlCatalogue(f"sqlite:///{file}", busy_timeout_s=0.01)
         self.catalogue.migrate()
         self.next = self.catalogue.claim(GROUP, OWNER, [PLACE])[PLACE]
@@ -345,8 +346,9 @@ def test_the_schema_in_the_code_is_the_newest_script() -> None:
 
 
 def test_the_tables_are_ones_that_postgresql_takes() -> None:
+    dialect = sa.make_url("postgresql://").get_dialect()()
     for table in tables.metadata.sorted_tables:
-        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=postgresql.dialect()))
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
 
 
 def test_migrating_twice_keeps_everything(book: Book) -> None:
@@ -401,6 +403,16 @@ def test_a_folder_that_is_not_there_is_named_as_the_reason(tmp_path: Path) -> No
     catalogue = SqlCatalogue(f"sqlite:///{tmp_path / 'no' / 'folder' / 'c.sqlite'}")
     with pytest.raises(Misconfigured, match="folder must exist"):
         catalogue.migrate()
+    catalogue.close()
+
+
+def test_a_catalogue_in_memory_is_one_for_all_threads() -> None:
+    catalogue = SqlCatalogue("sqlite://")
+    catalogue.migrate()
+    catalogue.claim(GROUP, OWNER, [PLACE])
+    catalogue.apply([tagged()], {PLACE: 1}, GROUP, OWNER)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(catalogue.case, "CASE-1").result().rev == 1
     catalogue.close()
 
 

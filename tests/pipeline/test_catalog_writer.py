@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.pipeline.case_builder import case_id, dump, episode, tagged
+from tests.pipeline.case_builder import blank_catalogue, case_id, dump, episode, tagged
 
 from errata.adapters.memory import MemoryTransport
 from errata.adapters.sql import SqlCatalogue
@@ -88,6 +88,8 @@ def _story() -> list[bytes | TaggedCase]:
 
 
 def _open(file: Path, kind: type[SqlCatalogue] = SqlCatalogue) -> SqlCatalogue:
+    if not file.exists():
+        file.write_bytes(blank_catalogue())
     catalogue = kind(f"sqlite:///{file}", busy_timeout_s=0.01)
     catalogue.migrate()
     return catalogue
@@ -128,10 +130,10 @@ def _killed_and_resumed(
     return dump(file), killed
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> bytes:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The catalogue that a run without a kill makes."""
-    file = tmp_path / "whole.sqlite"
+    file = tmp_path_factory.mktemp("whole") / "whole.sqlite"
     assert _run(_log(*_story()), file) == 16
     return dump(file)
 

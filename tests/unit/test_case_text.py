@@ -20,7 +20,11 @@ def _finding(detector: str, subject: str, reason: str = "share", **evidence: Any
 
 SENTENCES = [
     (drift(), "RELP lost 2 of its 18 values (16, 17)."),
-    (_finding("distribution_shift", "RELP", gone=["16"]), "RELP lost 1 value (16)."),
+    (_finding("distribution_shift", "RELP", gone=["16"]), "RELP lost 1 of its values (16)."),
+    (
+        _finding("distribution_shift", "AGEP", kind="number", gone=["#3"]),
+        "AGEP is distributed differently than before (PSI 0.55, limit 0.25).",
+    ),
     (_finding("distribution_shift", "AGEP", median_ratio=12.0), "AGEP is about 12 times what it was."),
     (_finding("distribution_shift", "AGEP", median_ratio=0.1), "AGEP is about 0.1 times what it was."),
     (
@@ -32,8 +36,12 @@ SENTENCES = [
         "SEX is distributed differently than before (PSI 0.55, limit 0.25).",
     ),
     (
-        _finding("missing_values", "SCHL", share=0.98, reference_share=0.004),
-        "SCHL is missing in 98 % of the events, usually in 0.4 %.",
+        _finding("missing_values", "SCHL", share=0.02, reference_share=0.004),
+        "SCHL is missing in 500 events, usually in 0.4 % of them.",
+    ),
+    (
+        _finding("missing_values", "SCHL", share=0.02, reference_share=0.0),
+        "SCHL is missing in 500 events, usually never.",
     ),
     (_finding("missing_values", "SCHL"), "SCHL is missing in 500 events."),
     (_finding("contract_violation", "AGEP", "range"), "AGEP is out of its range in 500 events."),
@@ -72,6 +80,12 @@ def test_the_finding_of_the_fingerprint_speaks_and_the_others_are_counted() -> N
 def test_a_persons_title_goes_first() -> None:
     case = _case().model_copy(update={"title": "Census changed its codes"})
     assert headline(case) == "Census changed its codes"
+
+
+def test_a_drill_is_called_one_and_a_slice_is_named() -> None:
+    case = _case(purpose="drill", slice="SEX=2")
+    assert headline(case).startswith("(drill) RELP lost")
+    assert page(case).title == "CASE-1  census version 7, slice SEX=2"
 
 
 def test_a_page_says_when_why_and_what_stood_before_the_onset() -> None:

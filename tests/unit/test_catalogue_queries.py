@@ -51,11 +51,11 @@ def test_a_limit_has_bounds(limit: int) -> None:
 def test_filters_take_known_values_only_and_name_them() -> None:
     assert status_filter(None) is None
     assert (status_filter("new"), root_class_filter("data"), severity_filter("high")) == ("new", "data", "high")
-    with pytest.raises(Misconfigured, match="--status.*triaged"):
+    with pytest.raises(Misconfigured, match=r"--status.*triaged"):
         status_filter("open")
-    with pytest.raises(Misconfigured, match="--root-class.*deployment"):
+    with pytest.raises(Misconfigured, match=r"--root-class.*deployment"):
         root_class_filter("deploy")
-    with pytest.raises(Misconfigured, match="--severity.*critical"):
+    with pytest.raises(Misconfigured, match=r"--severity.*critical"):
         severity_filter("awful")
 
 

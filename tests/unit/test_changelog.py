@@ -145,7 +145,7 @@ def test_damage_is_refused(damage: str) -> None:
     save(log, {b"a": value(5)}, partition=1)
     read_state(log, TOPIC, 0)
     write(log, DAMAGES[damage](log))
-    with pytest.raises(StateDamaged, match="^digest: state partition 0"):
+    with pytest.raises(StateDamaged, match=r"^digest: state partition 0"):
         read_state(log, TOPIC, 0)
 
 

@@ -115,9 +115,9 @@ def test_lines_stand_in_the_order_of_their_times_and_are_counted() -> None:
     assert len(raw(7)) == count(plan(7))
 
 
-@pytest.mark.parametrize("seed", [7, 8])
 @pytest.mark.parametrize("plant", [True, False])
-def test_the_deploy_and_its_decoys(seed: int, plant: bool) -> None:
+def test_the_deploy_and_its_decoys(plant: bool) -> None:
+    seed = 7
     last = plan(seed).failures[-1]
     onset = datetime.fromisoformat("2025-03-03T08:00:00+00:00") + timedelta(seconds=last.start)
     end = onset + timedelta(seconds=last.rows - 1)

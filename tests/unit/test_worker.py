@@ -1,12 +1,18 @@
 """The loop around a stage: one transaction a batch, nothing lost or doubled whatever fails where."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from errata.adapters.aead import Aead
+from errata.adapters.journal import Journal
 from errata.adapters.memory import MemoryConsumer, MemoryTransport
 from errata.contracts import Receipt
 from errata.contracts.topics import DAY_S, LEDGER, TOPICS, Topic
@@ -150,7 +156,7 @@ def counts_of(values: Sequence[str]) -> dict[int, dict[str, int]]:
 
 def test_batch_and_its_effects_are_one_transaction() -> None:
     transport = sequential(["x"] * 7)
-    assert [json.loads(value or b"")[:3] for _, value in sorted(outputs(transport))] == [
+    assert sorted(json.loads(value or b"")[:3] for _, value in outputs(transport)) == [
         *(["a", 1, 0], ["a", 2, 1], ["a", 3, 2]),
         *(["b", 1, 0], ["b", 2, 1]),
         *(["c", 1, 0], ["c", 2, 1]),
@@ -193,6 +199,39 @@ def test_kill_at_any_point_loses_and_doubles_nothing(point: str, nth: int) -> No
     assert letters(transport) == letters(whole)
     assert resumed.counts == counts_of(values)
     assert_receipts_tile(transport)
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from errata.adapters.journal import Journal
+from errata.adapters.memory import MemoryTransport
+from errata.runtime.crash_points import CrashPoints
+from tests.unit.test_worker import run, topics, worker
+transport = MemoryTransport(topics(), journal=Journal(Path(sys.argv[1])))
+run(worker(transport, batch_size=4, crash=CrashPoints.from_environment(os.environ)))
+"""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_process_goes_on_from_its_journal(point: str, tmp_path: Path) -> None:
+    values = ["x", "x", "refused", "x", "boom"] * 4
+    path = tmp_path / "journal.bin"
+    transport = MemoryTransport(topics(), journal=Journal(path))
+    feed(transport, values)
+    transport.close()
+    command = [sys.executable, "-c", CHILD, str(path), str(Path(__file__).parents[2])]
+    killed = subprocess.run(command, check=False, env=os.environ | {"ERRATA_CRASH": f"{STAGE}:{point}:2"})
+    assert killed.returncode == -signal.SIGKILL
+    resumed = MemoryTransport(topics(), journal=Journal(path))
+    assert 0 < len(receipts(resumed)) <= 2
+    run(worker(resumed, batch_size=4))
+    whole = sequential(values)
+    assert outputs(resumed) == outputs(whole)
+    assert letters(resumed) == letters(whole)
+    assert_receipts_tile(resumed)
+    resumed.close()
 
 
 class OffsetsFirst(Worker):

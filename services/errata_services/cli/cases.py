@@ -72,7 +72,7 @@ def list_(
     """List cases, newest first."""
     with _catalogue(data) as catalogue:
         query = _query("", status, model, tenant, root_class, severity, tag, since, limit)
-        _put_list(catalogue.cases(query), json)
+        _put_list(catalogue.cases(query), json, limit)
 
 
 @app.command()
@@ -92,7 +92,7 @@ def search(
     """List the cases in which all words occur."""
     with _catalogue(data) as catalogue:
         query = _query(" ".join(text), status, model, tenant, root_class, severity, tag, since, limit)
-        _put_list(catalogue.cases(query), json)
+        _put_list(catalogue.cases(query), json, limit)
 
 
 @app.command()
@@ -193,7 +193,7 @@ def _console() -> Console:
     return Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
 
 
-def _put_list(cases: Sequence[FailureCase], json: bool) -> None:
+def _put_list(cases: Sequence[FailureCase], json: bool, limit: int) -> None:
     if json:
         _put_json([case.model_dump(mode="json", by_alias=True, exclude_none=True) for case in cases])
         return
@@ -203,6 +203,8 @@ def _put_list(cases: Sequence[FailureCase], json: bool) -> None:
         return
     for line in case_lines(cases, console.width):
         console.print(line, no_wrap=True, overflow="ellipsis")
+    if len(cases) == limit:
+        console.print(f"The newest {limit}; more with --limit.")
 
 
 def case_lines(cases: Sequence[FailureCase], width: int) -> list[Text]:

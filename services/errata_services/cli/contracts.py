@@ -33,7 +33,9 @@ class Fault:
     count: int = 0
 
     def shown(self) -> str:
-        return f"{self.path or '/'}: {self.reason}: {self.message} ({self.count:,} lines, the first is {self.first_line})"
+        return (
+            f"{self.path or '/'}: {self.reason}: {self.message} ({self.count:,} lines, the first is {self.first_line})"
+        )
 
 
 @app.command()
@@ -94,9 +96,9 @@ def apply(
     data: Annotated[Path | None, typer.Option(help="Data folder; the platform's by default.")] = None,
 ) -> None:
     """Publish a contract: detection judges the events that come after it by it."""
+    contract = sound_contract(contract_file)
     from errata_services.bootstrap import data_folder, publish_table
 
-    contract = sound_contract(contract_file)
     publish_table(data_folder(data), contract)
     typer.echo(f"{contract.model}: contract {(contract.content_hash or '')[:12]} applied")
 

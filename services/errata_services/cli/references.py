@@ -66,9 +66,9 @@ def apply(
     data: Annotated[Path | None, typer.Option(help="Data folder; the platform's by default.")] = None,
 ) -> None:
     """Publish a reference: detection compares the events that come after it with it."""
+    reference = read_reference(file)
     from errata_services.bootstrap import data_folder, publish_table
 
-    reference = read_reference(file)
     publish_table(data_folder(data), reference)
     typer.echo(f"{reference.model}: reference {(reference.content_hash or '')[:12]} applied")
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from errata.adapters.journal import Commits, Frame, Journal
 from errata.contracts.topics import OUTCOMES, PREDICTIONS, Topic
 from errata.domain.partitioner import partition_of
 from errata.errors import Aborted, Fenced, Misconfigured, StateDamaged
-from errata.ports import Consumer, OnPartitions, Outgoing, Record, TopicPartition
+from errata.ports import Consumer, Headers, OnPartitions, Outgoing, Record, TopicPartition
 
 RECORD_TIME_HEADER = "errata-record-time-us"
 DEFAULT_RETENTION = {PREDICTIONS: 100_000, OUTCOMES: 100_000}  # records a partition
@@ -187,11 +187,13 @@ class MemoryTransport:
         now_us = self._record_time_us
         records = []
         for place, record in outgoing:
-            offset = ends.get(place, self._log(place).end)
+            offset = ends[place] if place in ends else self._log(place).end
             ends[place] = offset + 1
-            record_time_us, headers = _own_record_time(record)
-            now_us = max(now_us, record_time_us)
-            records.append(Record(*place, offset, now_us, record.key, record.value, headers))
+            headers = record.headers
+            if headers:
+                record_time_us, headers = _own_record_time(headers)
+                now_us = max(now_us, record_time_us)
+            records.append(Record(place[0], place[1], offset, now_us, record.key, record.value, headers))
         frame = Frame(record_time_us=now_us, records=records, commits=commits)
         if self._journal is not None:
             self._journal.append(frame)
@@ -284,26 +286,17 @@ class MemoryConsumer:
     def poll(self, most: int, timeout_s: float = 0.0) -> list[Record]:
         self._check_alive()
         self._rebalance()
-        runs: list[tuple[int, Record]] = []
-        partitions_with_records = 0
+        waiting: list[tuple[_Partition, int]] = []
         for place, position in self._positions.items():
             if place in self._paused:
                 continue
             log = self._transport._log(place)
             if position < log.start:
-                raise StateDamaged(
-                    f"offset_out_of_range: {place[0]} partition {place[1]} begins after the group's offset"
-                )
-            if position >= log.end:
-                continue
-            first = log.index(position)
-            runs += zip(log.order[first : first + most], log.records[first : first + most], strict=True)
-            partitions_with_records += 1
-        if partitions_with_records > 1:
-            runs.sort(key=lambda pair: pair[0])
-        records = [record for _, record in runs[:most]]
-        for record in records:
-            self._positions[record.topic, record.partition] = record.offset + 1
+                raise StateDamaged(f"offset_out_of_range: {place[0]}/{place[1]} begins after the group's offset")
+            if position < log.end:
+                waiting.append((log, log.index(position)))
+        records = _first_in_order(waiting, most)
+        self._positions.update({(record.topic, record.partition): record.offset + 1 for record in records})
         return records
 
     def assignment(self) -> set[TopicPartition]:
@@ -456,12 +449,43 @@ def _new_partition(topic: Topic) -> _Partition:
     return _Partition(newest={} if topic.cleanup == "compact" else None)
 
 
-def _own_record_time(record: Outgoing) -> tuple[int, tuple[tuple[str, bytes], ...]]:
-    """The record time a source states in a header, and the headers without it."""
-    for name, value in record.headers:
+def _first_in_order(waiting: Sequence[tuple[_Partition, int]], most: int) -> list[Record]:
+    """The first ``most`` records, in the global order, of partitions that each begin at an index."""
+    if sum(len(log.records) - first for log, first in waiting) > most:
+        ends = _ends_of_the_first(waiting, most)
+    else:
+        ends = [len(log.records) for log, _ in waiting]
+    if len(waiting) == 1:
+        (log, first), (end,) = waiting[0], ends
+        return log.records[first:end]
+    pairs = [
+        pair
+        for (log, first), end in zip(waiting, ends, strict=True)
+        for pair in zip(log.order[first:end], log.records[first:end], strict=True)
+    ]
+    pairs.sort(key=itemgetter(0))
+    return [record for _, record in pairs]
+
+
+def _ends_of_the_first(waiting: Sequence[tuple[_Partition, int]], most: int) -> list[int]:
+    """Where the first ``most`` records end in each partition: found by halving the global order, not by merging."""
+    low = 0
+    high = max(log.order[-1] for log, first in waiting if first < len(log.order)) + 1
+    while low < high:
+        middle = (low + high) // 2
+        if sum(bisect_left(log.order, middle, first) - first for log, first in waiting) < most:
+            low = middle + 1
+        else:
+            high = middle
+    return [bisect_left(log.order, low, first) for log, first in waiting]
+
+
+def _own_record_time(headers: Headers) -> tuple[int, Headers]:
+    """The record time a source states in a header (0: none), and the headers without it."""
+    for name, value in headers:
         if name == RECORD_TIME_HEADER:
-            return int(value), tuple(pair for pair in record.headers if pair[0] != RECORD_TIME_HEADER)
-    return 0, record.headers
+            return int(value), tuple([pair for pair in headers if pair[0] != RECORD_TIME_HEADER])
+    return 0, headers
 
 
 def _bytes_of(record: Record) -> int:

@@ -22,6 +22,7 @@ ANOMALIES = "errata.anomalies.v1"
 ENRICHED = "errata.enriched.v1"
 TAGGED = "errata.tagged.v1"
 LEDGER = "errata.ledger"
+INTAKE_POSITIONS = "errata.intake.positions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ TOPICS: dict[str, Topic] = {
               (_TAGGER,), (_WRITER,), dead_letter_topic(_WRITER)),
         Topic(LEDGER, "one receipt a transaction", "stage, instance", PARTITIONS, 30 * DAY_S, Receipt,
               STAGES, ("keeper",)),
+        Topic(INTAKE_POSITIONS, "how far intake has read its files, and its clock", "source", 1, None, None,
+              ("intake",), ("intake",)),
         *(Topic(dead_letter_topic(stage), f"inputs the {stage} could not take; payload encrypted", "original key",
                 PARTITIONS, 14 * DAY_S, DeadLetter, (stage,), ("errata dlq",)) for stage in STAGES),
         *(Topic(state_topic(stage), f"changelog of the {stage}", "state key", PARTITIONS, None, None,

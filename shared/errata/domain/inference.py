@@ -17,6 +17,7 @@ from errata.domain.validation import class_name
 
 MAX_CATEGORIES = 64
 WIDENED_BY = 0.1  # of the span, on each side
+MAX_DIGITS = 15  # decimals a bound is rounded to at most
 _KINDS: tuple[FeatureType, ...] = ("bool", "number", "text", "vector")
 
 
@@ -116,12 +117,14 @@ def widened(low: float, high: float, *, whole: bool) -> Range | None:
     low, high = low - WIDENED_BY * span, high + WIDENED_BY * span
     if not (isfinite(low) and isfinite(high)):
         return None
-    digits = 0 if whole else min(3 - floor(log10(span)), 300)
+    digits = 0 if whole else 3 - floor(log10(span))
     return Range(min=_outwards(low, digits, floor), max=_outwards(high, digits, ceil))
 
 
 def _outwards(value: float, digits: int, towards: Any) -> float:
     """``value`` to so many decimals, by floor or ceiling; what is there already but for the last bit stays."""
+    if digits > MAX_DIGITS:
+        return float(value)
     scaled = value * 10.0**digits
     if not isfinite(scaled) or abs(scaled) >= 2**53:
         return float(value)

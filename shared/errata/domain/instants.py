@@ -1,12 +1,14 @@
 """Many RFC 3339 times at once, to the same microseconds as `errata.contracts.strict.instant_us`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from errata.contracts.strict import FIRST_US, LAST_US, instant_us
-from errata.domain.columns import Ints
+from errata.domain.columns import Floats, Ints
 
 _SHORTEST, _LONGEST = 20, 35
 _DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31, 0, 0, 0], np.int64)
@@ -14,7 +16,10 @@ _FRAME = {4: "-", 7: "-", 10: "T", 13: ":", 16: ":"}
 
 
 def instants_us(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
-    """Microseconds since 1970 of each text, and whether it is a time at all (its microseconds are 0 if not)."""
+    """Microseconds since 1970 of each text, and whether it is a time at all (its microseconds are 0 if not).
+
+    A text must not hold NUL: decoders have refused it by then.
+    """
     at = np.zeros(len(texts), np.int64)
     good = np.zeros(len(texts), np.bool_)
     if not len(texts):
@@ -24,19 +29,17 @@ def instants_us(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
     except UnicodeEncodeError:
         return _one_by_one(texts)
     width = packed.dtype.itemsize
-    if width > _LONGEST or width < _SHORTEST:
+    if not _SHORTEST <= width <= _LONGEST:
         return _one_by_one(texts)
     bytes_ = packed.view(np.uint8).reshape(len(texts), width)
     lengths = np.count_nonzero(bytes_, axis=1)
-    for length in np.unique(lengths):
-        if length < _SHORTEST:
-            continue
-        of_length = lengths == length
-        zulu = bytes_[:, length - 1] == ord("Z")
-        for is_zulu in (True, False):
-            rows = np.flatnonzero(of_length & (zulu if is_zulu else ~zulu))
-            if rows.size:
-                at[rows], good[rows] = _of_one_form(bytes_[rows, :length], is_zulu)
+    zulu = bytes_[np.arange(len(texts)), lengths - 1] == ord("Z")
+    forms = lengths * 2 + zulu
+    if (forms == forms[0]).all():
+        return _of_one_form(bytes_[:, : lengths[0]], bool(zulu[0]))
+    for form in np.unique(forms):
+        rows = np.flatnonzero(forms == form)
+        at[rows], good[rows] = _of_one_form(bytes_[rows, : form // 2], bool(form % 2))
     return at, good
 
 
@@ -52,39 +55,51 @@ def _one_by_one(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
     return at, good
 
 
-def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.bool_]]:
-    """All rows are equally long, and end in ``Z`` or (not ``zulu``) in what has to be an offset."""
-    length = text.shape[1]
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Where figures and marks stand in texts of one length; ``weights`` makes the parts of a time of the figures."""
+
+    figures: NDArray[np.intp]
+    marks: NDArray[np.intp]
+    text: NDArray[np.uint8]
+    weights: Floats
+
+
+@cache
+def _form(length: int, zulu: bool) -> _Form | None:
     zone = length - 1 if zulu else length - 6
     fraction = zone - 20  # digits behind the point; -1: no point
     if zone < 19 or fraction == 0 or fraction > 9:
-        return np.zeros(len(text), np.int64), np.zeros(len(text), np.bool_)
-    frame = dict(_FRAME)
-    if fraction > 0:
-        frame[19] = "."
+        return None
+    marks = _FRAME | ({19: "."} if fraction > 0 else {}) | ({} if zulu else {zone + 3: ":"})
+    figures = [column for column in range(length) if column not in marks and column != zone]
+    weights = np.zeros((len(figures), 9))
+    for part, (first, width) in enumerate(((0, 4), (4, 2), (6, 2), (8, 2), (10, 2), (12, 2))):
+        weights[first : first + width, part] = 10.0 ** np.arange(width - 1, -1, -1)
+    for place in range(min(fraction, 6)):
+        weights[14 + place, 6] = 10.0 ** (5 - place)
     if not zulu:
-        frame[zone + 3] = ":"
-    marks = [*frame, zone]
-    digits = [column for column in range(length) if column not in marks]
-    figure = text[:, digits] - np.uint8(ord("0"))  # below "0" wraps round to above 9
-    good = (figure <= 9).all(axis=1)
-    places = list(frame)
-    good &= (text[:, places] == np.frombuffer("".join(frame.values()).encode(), np.uint8)).all(axis=1)
-    value = figure.astype(np.int64)
+        weights[-4:-2, 7] = weights[-2:, 8] = (10.0, 1.0)
+    text = np.frombuffer("".join(marks.values()).encode(), np.uint8)
+    return _Form(np.array(figures), np.array(list(marks)), text, weights)
 
-    year = value[:, 0] * 1000 + value[:, 1] * 100 + value[:, 2] * 10 + value[:, 3]
-    month, day, hour, minute, second = (value[:, at] * 10 + value[:, at + 1] for at in (4, 6, 8, 10, 12))
+
+def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.bool_]]:
+    """All rows are equally long, and end in ``Z`` or (not ``zulu``) in what has to be an offset."""
+    form = _form(text.shape[1], zulu)
+    if form is None:
+        return np.zeros(len(text), np.int64), np.zeros(len(text), np.bool_)
+    figures = text[:, form.figures] - np.uint8(ord("0"))  # below "0" wraps round to above 9
+    good: NDArray[np.bool_] = (figures.max(axis=1) <= 9) & (text[:, form.marks] == form.text).all(axis=1)
+    # Products and sums of small whole numbers are exact in float64, and one call serves all parts.
+    parts = np.where(good[:, None], figures, 0).astype(np.float64) @ form.weights
+    year, month, day, hour, minute, second, us, off_hour, off_minute = parts.astype(np.int64).T
     leap = (month == 2) & (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
     good &= (year >= 1) & (day >= 1) & (day <= _DAYS[np.minimum(month, 15)] + leap)
     good &= (hour <= 23) & (minute <= 59) & (second <= 59)
-
-    at = _days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second
-    at *= 1_000_000
-    for place in range(min(fraction, 6)):
-        at += value[:, 14 + place] * 10 ** (5 - place)
+    at = (_days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second) * 1_000_000 + us
     if not zulu:
-        sign = text[:, zone]
-        off_hour, off_minute = (value[:, column] * 10 + value[:, column + 1] for column in (-4, -2))
+        sign = text[:, -6]
         good &= ((sign == ord("+")) | (sign == ord("-"))) & (off_hour <= 23) & (off_minute <= 59)
         shift = (off_hour * 60 + off_minute) * 60_000_000
         at -= np.where(sign == ord("+"), shift, -shift)

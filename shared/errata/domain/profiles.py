@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from errata.contracts import Contract, PredictionEvent, Reference, canonical
+from errata.contracts.events import Prediction
 from errata.contracts.models import (
     CategorySketch,
     ErrorSketch,
@@ -25,7 +26,15 @@ from errata.contracts.models import (
     PresenceSketch,
     Sketch,
 )
-from errata.domain.validation import FeatureCheck, class_name, compile_check, faulty_score, output_fault
+from errata.domain.validation import (
+    FeatureCheck,
+    class_name,
+    compile_check,
+    confidence_of,
+    faulty_score,
+    is_answered,
+    output_fault,
+)
 
 BINS = 16
 MAX_CATEGORIES = 64
@@ -147,11 +156,11 @@ class _Feature:
         kind = "presence" if _hidden(feature) else kinds.get(feature.type, "presence")
         return cls(compile_check(feature), feature.required, kind)
 
-    def add(self, value: Any) -> str | None:
+    def add(self, value: Any, answered: bool) -> str | None:
         """Count a value; the reason, when it breaks the contract."""
         if value is None:
-            self.missing += 1
-            return "missing" if self.required else None
+            self.missing += answered
+            return "missing" if self.required and answered else None
         reason = self.check.fault(value)
         if reason is None:
             self.keep(value)
@@ -182,6 +191,7 @@ class _Tally:
         self.output = contract.output if contract else None
         self.features = {name: _Feature.of(feature) for name, feature in contract.features.items()} if contract else {}
         self.events = 0
+        self.answered = 0
         self.violations: dict[str, Counter[str]] = {}
         self.statuses: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
@@ -203,49 +213,51 @@ class _Tally:
         self.statuses[event.status.code if event.status else "ok"] += 1
         if event.latency_ms is not None:
             self.latencies_ms.append(event.latency_ms)
-        self._add_features(event.features)
-        self._add_prediction(event)
-        self._add_confidence(event)
+        self.answered += is_answered(event)
+        self._add_features(event.features, is_answered(event))
+        self._add_output(event)
         self._add_outcome(event)
 
-    def _add_features(self, features: Mapping[str, Any]) -> None:
+    def _add_features(self, features: Mapping[str, Any], answered: bool) -> None:
         for name, feature in self.features.items():
-            reason = feature.add(features.get(name))
+            reason = feature.add(features.get(name), answered)
             if reason is not None:
                 self._violated(name, reason)
         if self.contract is not None:
             for name in features.keys() - self.features.keys():
                 self._violated(name, "extra")
 
-    def _add_prediction(self, event: PredictionEvent) -> None:
-        value = event.prediction
-        reason = output_fault(value, self.output) if self.output is not None else None
+    def _add_output(self, event: PredictionEvent) -> None:
+        """An output of the wrong type is counted with faulty scores, once an event, as detectors do."""
+        reason = output_fault(event.prediction, self.output) if self.output is not None else None
+        if reason is None:
+            self._add_prediction(event.prediction)
+        elif reason != "type":
+            self._violated("prediction", reason)
+        if reason == "type" or faulty_score(event, self.output) is not None:
+            self._violated("scores", "scores")
+        confidence = confidence_of(event)
+        if confidence is not None and 0 <= confidence <= 1:
+            self.confidences.append(confidence)
+        for policy in self.contract.policies if self.contract else ():
+            if class_name(event.prediction) in policy.forbidden:
+                self._violated(policy.id, "policy")
+
+    def _add_prediction(self, value: Prediction | None) -> None:
         if value is None:
             self.unpredicted += 1
-        elif reason is not None:
-            self._violated("prediction", reason)
-        elif (name := class_name(value)) is not None:
-            self.classes[name] += 1
+        elif isinstance(value, bool | str):
+            self.classes[class_name(value) or ""] += 1
         elif isinstance(value, list):
             self.vectors += 1
         else:
             self.numbers.append(float(value))
-        for policy in self.contract.policies if self.contract else ():
-            if class_name(value) in policy.forbidden:
-                self._violated(policy.id, "policy")
-
-    def _add_confidence(self, event: PredictionEvent) -> None:
-        if faulty_score(event, self.output) is not None:
-            self._violated("scores", "scores")
-        confidence = event.confidence
-        if confidence is None:
-            confidence = event.scores.get(class_name(event.prediction) or "")
-        if confidence is not None and 0 <= confidence <= 1:
-            self.confidences.append(confidence)
 
     def _add_outcome(self, event: PredictionEvent) -> None:
         predicted = class_name(event.prediction)
         if predicted is None or event.outcome is None or event.outcome.kind != "ground_truth":
+            return
+        if self.output is not None and self.output.type != "class":
             return
         true = class_name(event.outcome.value)
         if true is not None:
@@ -265,7 +277,7 @@ class _Tally:
 
     def reference(self, dataset: str | None, created: datetime | None) -> Reference:
         tenant, model = self.whose or ("default", "")
-        values = self.events * len(self.features)
+        values = self.answered * len(self.features)
         missing = sum(feature.missing for feature in self.features.values())
         latencies = self.latencies_ms
         confidences = self.confidences

@@ -103,27 +103,43 @@ def output_fault(prediction: Any, output: OutputContract) -> str | None:
     return None if all(low <= value <= high for value in values) else "range"
 
 
+def confidence_of(event: PredictionEvent) -> float | None:
+    """What the model says of its prediction: its confidence, else the score of the predicted class."""
+    if event.confidence is not None:
+        return event.confidence
+    return event.scores.get(class_name(event.prediction) or "")
+
+
 def faulty_score(event: PredictionEvent, output: OutputContract | None) -> str | None:
-    """The JSON pointer of the first score that is not a probability, or of no class the contract names."""
-    classes = output.classes if output is not None and output.type == "class" else None
-    for name, score in event.scores.items():
-        if not 0 <= score <= 1 or (classes is not None and name not in classes):
-            return pointer("scores", name)
-    if event.confidence is not None and not 0 <= event.confidence <= 1:
-        return pointer("confidence")
-    return None
+    """The JSON pointer of the first score of a class output that is not a probability, or of no class the contract
+    names; or of a confidence that is not a probability."""
+    if output is not None and output.type == "class":
+        for name, score in event.scores.items():
+            if not 0 <= score <= 1 or (output.classes is not None and name not in output.classes):
+                return pointer("scores", name)
+    confidence = confidence_of(event)
+    if confidence is None or 0 <= confidence <= 1:
+        return None
+    return "/confidence" if event.confidence is not None else pointer("scores", class_name(event.prediction) or "")
+
+
+def is_answered(event: PredictionEvent) -> bool:
+    """Whether the model served a prediction, itself or by a fallback. An event that did not need not have features."""
+    return event.status is None or event.status.code in ("ok", "fallback")
 
 
 def check_event(event: PredictionEvent, contract: Contract) -> list[Violation]:
     """Everything in which ``event`` breaks ``contract``: its features in the contract's order, then extra features,
-    then the output. A tick carries nothing that could.
+    then the output. A tick carries nothing that could; of an event without an answer nothing is missing.
     """
     if event.purpose == "tick":
         return []
+    answered = is_answered(event)
     found = [
         violation
         for name, feature in contract.features.items()
         if (violation := _feature_violation(name, feature, event.features)) is not None
+        and (answered or violation.reason != "missing")
     ]
     found.extend(
         Violation(pointer("features", name), "extra", "the contract knows no such feature: add it, or leave it out")
@@ -231,8 +247,8 @@ def _message(reason: str, value: Any, feature: FeatureContract) -> str:
 
 
 def _too_long(value: Any) -> str:
-    if isinstance(value, str) and len(value) > MAX_FEATURE_BYTES:
-        return f" of more than {MAX_FEATURE_BYTES:,} characters"
+    if isinstance(value, str) and len(value.encode()) > MAX_FEATURE_BYTES:
+        return f" of more than {MAX_FEATURE_BYTES:,} bytes"
     if isinstance(value, list) and len(value) > MAX_VECTOR:
         return f" of more than {MAX_VECTOR:,} entries"
     return ""
@@ -265,7 +281,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_FEATURE_BYTES
+    return isinstance(value, str) and len(value.encode()) <= MAX_FEATURE_BYTES
 
 
 def _is_vector(value: Any) -> bool:

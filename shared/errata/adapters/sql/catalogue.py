@@ -35,6 +35,7 @@ from errata.domain.catalogue.cases import (
     search_text,
     short_id,
     shown_case,
+    without_peoples_fields,
 )
 from errata.domain.catalogue.lifecycle import Move, Revision, folded, move_patch, patch_between, rejection_reason
 from errata.domain.catalogue.queries import CaseCounts, CaseQuery, suggestion, words
@@ -56,9 +57,9 @@ class SqlCatalogue:
     ``busy_timeout_s``: how long SQLite waits for another writer before ``Unavailable``.
     """
 
-    def __init__(self, url: str, busy_timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str | sa.URL, busy_timeout_s: float = 5.0) -> None:
         try:
-            self._engine = sa.create_engine(url)
+            self._engine = _engine(url)
         except (ArgumentError, ImportError) as error:
             raise Misconfigured("catalogue url: not one SQLAlchemy knows; write sqlite:///FILE") from error
         if self._engine.dialect.name not in ("sqlite", "postgresql"):
@@ -66,6 +67,11 @@ class SqlCatalogue:
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine, busy_timeout_s)
         self._checked = False
+
+    @classmethod
+    def of_file(cls, file: Path) -> "SqlCatalogue":
+        """The catalogue in a SQLite file, whatever signs its path has (a URL would read ``?`` and ``%``)."""
+        return cls(sa.URL.create("sqlite", database=str(file.absolute())))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -142,20 +148,23 @@ class SqlCatalogue:
             if tagged.episode.id not in held:
                 first.setdefault(tagged.episode.id, tagged)
         # The order of a batch's partitions is the transport's affair; record time is the same in every run.
-        for tagged in sorted(first.values(), key=lambda case: (case.time, case.episode.id)):
-            number = self._next_number(connection, tagged.tenant)
-            held[tagged.episode.id] = _Held(
-                tagged.episode.id, tagged.tenant, short_id(tagged.tenant, number), to_us(tagged.time)
-            )
+        ordered = sorted(first.values(), key=lambda case: (case.time, case.episode.id))
+        new_of = Counter(case.tenant for case in ordered)
+        number = {tenant: self._take_numbers(connection, tenant, n) for tenant, n in sorted(new_of.items())}
+        for case in ordered:
+            name = short_id(case.tenant, number[case.tenant])
+            number[case.tenant] += 1
+            held[case.episode.id] = _Held(case.episode.id, case.tenant, name, to_us(case.time))
 
-    def _next_number(self, connection: Connection, tenant: str) -> int:
+    def _take_numbers(self, connection: Connection, tenant: str, n: int) -> int:
+        """The first of ``n`` numbers that are the caller's from now on."""
         start = self._insert(short_id_counter).values(tenant=tenant, next_number=1)
         connection.execute(start.on_conflict_do_nothing())
         mine = short_id_counter.c.tenant == tenant
         number: int = connection.execute(
             sa.select(short_id_counter.c.next_number).where(mine).with_for_update()
         ).scalar_one()
-        connection.execute(sa.update(short_id_counter).where(mine).values(next_number=number + 1))
+        connection.execute(sa.update(short_id_counter).where(mine).values(next_number=number + n))
         return number
 
     def _upsert_newer_seq(self) -> Any:
@@ -361,7 +370,7 @@ def _held(connection: Connection, case_ids: set[str]) -> dict[str, _Held]:
                 row.opened_at_us,
                 row.episode_seq,
                 row.rev,
-                machine_document(FailureCase.model_validate_json(row.body)),
+                _document(row.body),
                 row.content_hash,
             )
     return held
@@ -410,6 +419,12 @@ def _shown_columns() -> sa.Select[Any]:
 
 def _shown(row: Row[Any]) -> FailureCase:
     return shown_case(json.loads(row.body), _edits(row), row.rev)
+
+
+def _document(body: str) -> Fields:
+    """The machine's document of a stored body, as it was written: no default of today gets into it."""
+    document: Fields = json.loads(body)
+    return without_peoples_fields(document)
 
 
 def _edits(row: Row[Any]) -> Fields:
@@ -516,6 +531,14 @@ def _upgrade(connection: Connection) -> None:
     if found is not None and found not in known:
         raise _wrong_schema(found)
     command.upgrade(config, "head")
+
+
+def _engine(url: str | sa.URL) -> Engine:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        # A database in memory lives in its one connection, so all threads share it.
+        return sa.create_engine(parsed, poolclass=sa.StaticPool, connect_args={"check_same_thread": False})
+    return sa.create_engine(parsed)
 
 
 def _prepare_sqlite(engine: Engine, busy_timeout_s: float) -> None:

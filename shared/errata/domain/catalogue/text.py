@@ -99,6 +99,11 @@ def headline(case: FailureCase) -> str:
     """What happened, in one plain sentence; a title that a person gave comes first."""
     if case.title:
         return clean(case.title)
+    sentence = _what_happened(case)
+    return sentence if case.purpose == "live" else f"({case.purpose}) {sentence}"
+
+
+def _what_happened(case: FailureCase) -> str:
     main = main_finding(case)
     others = len({(finding.detector, finding.subject) for finding in case.findings}) - 1
     more = f", with {_plural(others, 'other signal')}" if others > 0 else ""
@@ -117,7 +122,7 @@ def main_finding(case: FailureCase) -> Finding | None:
 def page(case: FailureCase, history: Sequence[Revision] = ()) -> Page:
     """All of a case, in plain lines."""
     return Page(
-        title=f"{clean(case.short_id)}  {clean(case.model.name)}{_version(case)}",
+        title=f"{clean(case.short_id)}  {clean(case.model.name)}{_version(case)}{_slice(case)}",
         headline=headline(case),
         when=_when(case),
         why=_why(case),
@@ -155,13 +160,13 @@ def _violation(finding: Finding) -> str:
     return f"{what} in {_plural(finding.count, 'event')}"
 
 
-def _missing(finding: Finding) -> str | None:
-    share = _figure(finding, "share")
-    if share is None:
-        return f"{clean(finding.subject)} is missing in {_plural(finding.count, 'event')}"
+def _missing(finding: Finding) -> str:
+    # `share` of the evidence is the one at which the alarm went off; the count is exact and goes on.
+    said = f"{clean(finding.subject)} is missing in {_plural(finding.count, 'event')}"
     usual = _figure(finding, "reference_share")
-    before = "" if usual is None else f", usually in {_percent(usual)}"
-    return f"{clean(finding.subject)} is missing in {_percent(share)} of the events{before}"
+    if usual is None:
+        return said
+    return f"{said}, usually {f'in {_percent(usual)} of them' if usual else 'never'}"
 
 
 def _bad_status(finding: Finding) -> str:
@@ -188,7 +193,7 @@ def _latency(finding: Finding) -> str | None:
 def _shift(finding: Finding) -> str:
     subject = clean("The prediction" if finding.subject == "prediction" else finding.subject)
     gone = finding.evidence.get("gone")
-    if isinstance(gone, list) and gone:
+    if isinstance(gone, list) and gone and finding.evidence.get("kind", "category") == "category":
         return f"{subject} lost {_lost(gone, finding.evidence)}"
     ratio = _figure(finding, "median_ratio")
     if ratio is not None and (ratio >= 1.5 or 0 < ratio <= 1 / 1.5):
@@ -205,7 +210,7 @@ def _lost(gone: list[Any], evidence: Fields) -> str:
     names = ", ".join(clean(str(name), 20) for name in gone[:3]) + (", …" if len(gone) > 3 else "")
     if isinstance(known, int) and not isinstance(known, bool) and known >= len(gone):
         return f"{len(gone)} of its {_plural(known, 'value')} ({names})"
-    return f"{_plural(len(gone), 'value')} ({names})"
+    return f"{len(gone)} of its values ({names})"
 
 
 def _confidence(finding: Finding) -> str:
@@ -382,6 +387,10 @@ def _next(case: FailureCase) -> tuple[str, ...]:
 
 def _version(case: FailureCase) -> str:
     return f" version {clean(case.model.version)}" if case.model.version else ""
+
+
+def _slice(case: FailureCase) -> str:
+    return f", slice {clean(case.slice)}" if case.slice else ""
 
 
 def _figure(finding: Finding, name: str) -> float | None:
