@@ -165,16 +165,19 @@ class AnomalyDetector:
         if not len(rows):
             return np.zeros(0, np.int64)
         pairs = rows.layout * len(PURPOSES) + rows.purpose
-        found, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
-        slots = np.zeros(len(found), np.int64)
-        for i in np.argsort(first):
-            layout, purpose = batch.layouts[int(found[i]) // len(PURPOSES)], PURPOSES[int(found[i]) % len(PURPOSES)]
-            index = self._state.by_key.get((layout.tenant, layout.model, purpose))
-            if index is None:
-                partition = int(rows.partition[first[i]])
-                index = self._state.add(layout.tenant, layout.model, purpose, partition, self._profile(layout)).index
-            slots[i] = index
-        return slots[inverse]
+        slots = np.full(len(batch.layouts) * len(PURPOSES), -1, np.int64)
+        new = []
+        for pair in np.flatnonzero(np.bincount(pairs)).tolist():
+            layout, purpose = batch.layouts[pair // len(PURPOSES)], PURPOSES[pair % len(PURPOSES)]
+            slots[pair] = self._state.by_key.get((layout.tenant, layout.model, purpose), -1)
+            if slots[pair] < 0:
+                new.append((int(np.argmax(pairs == pair)), pair, layout, purpose))
+        for row, pair, layout, purpose in sorted(new, key=lambda one: one[0]):
+            partition = int(rows.partition[row])
+            added = self._state.add(layout.tenant, layout.model, purpose, partition, self._profile(layout))
+            slots[pair] = added.index
+        of_rows: Ints = slots[pairs]
+        return of_rows
 
     def _distinct(self, batch: Batch) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], ...]:
         """Which rows are no duplicates of an id seen before, by partition in receipt order."""

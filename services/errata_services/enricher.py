@@ -198,5 +198,7 @@ def _read_row(ref: RowRef, rows: Mapping[Place, Record | None]) -> PredictionEve
 
 
 def _ids(row: PredictionEvent | Outcome) -> set[str]:
-    own = row.outcome_id if isinstance(row, Outcome) else row.event_id
-    return {own, row.prediction_id or own}
+    """The ids a reference may call this row by; an outcome without a prediction id has the empty one."""
+    if isinstance(row, Outcome):
+        return {row.outcome_id, row.prediction_id or ""}
+    return {row.event_id, row.prediction_id or row.event_id}

@@ -138,6 +138,34 @@ _NOT_JSON = (
     b'{"a": tru}', b"<xml/>", b"{}{}", b'{"a" 1}', b"\xc2\xa0{}", b'{"a": "\\u12"}',
 )  # fmt: skip
 
+_WRONG: dict[str, tuple[Any, ...]] = {
+    "/event_id": (None, 1, "", "x" * 201, True, ["e"]),
+    "/tenant": (None, 5, "", "x" * 201),
+    "/source": (1, {}),
+    "/model": ("fraud", [], 1),
+    "/prediction": ({}, ["a"], [True], [None], [0] * 4097, [[1]]),
+    "/status": ("ok", 1),
+    "/purpose": (None, "test", "LIVE", 1, ["live"], {}),
+    "/prediction_id": ("", 1, "x" * 201),
+    "/type": (None, 1),
+    "/features": (None, [], "x", 1),
+    "/scores": (None, [], 1),
+    "/confidence": (True, "0.5", [], {}),
+    "/attributions": (None, [1]),
+    "/latency_ms": (-1, -0.5, True, "3"),
+    "/segments": (None, "x"),
+    "/outcome": ("yes", []),
+    "/deployment": ("x",),
+    "/versions": (1,),
+    "/sampled_rate": (0, -1, None, True, "1"),
+    "/classification": ("x",),
+    "/recorded_time": ("2026-01-05", 5, ""),
+    "/traceparent": (1,),
+    "/adapter": ([],),
+    "/producer": (1,),
+    "/schema_version": (1,),
+}
+
 LINES: list[Line] = [
     # whole events
     Line("good", dumps(prediction())),
@@ -351,33 +379,7 @@ LINES: list[Line] = [
     ),
     *(
         Line(f"{path} {value!r:.20}", dumps(prediction(**{path[1:]: value})), "schema", path)
-        for path, values in {
-            "/event_id": (None, 1, "", "x" * 201, True, ["e"]),
-            "/tenant": (None, 5, "", "x" * 201),
-            "/source": (1, {}),
-            "/model": ("fraud", [], 1),
-            "/prediction": ({}, ["a"], [True], [None], [0] * 4097, [[1]]),
-            "/status": ("ok", 1),
-            "/purpose": (None, "test", "LIVE", 1, ["live"], {}),
-            "/prediction_id": ("", 1, "x" * 201),
-            "/type": (None, 1),
-            "/features": (None, [], "x", 1),
-            "/scores": (None, [], 1),
-            "/confidence": (True, "0.5", [], {}),
-            "/attributions": (None, [1]),
-            "/latency_ms": (-1, -0.5, True, "3"),
-            "/segments": (None, "x"),
-            "/outcome": ("yes", []),
-            "/deployment": ("x",),
-            "/versions": (1,),
-            "/sampled_rate": (0, -1, None, True, "1"),
-            "/classification": ("x",),
-            "/recorded_time": ("2026-01-05", 5, ""),
-            "/traceparent": (1,),
-            "/adapter": ([],),
-            "/producer": (1,),
-            "/schema_version": (1,),
-        }.items()
+        for path, values in _WRONG.items()
         for value in values
     ),
     *(Line(f"time {time!r}", dumps(prediction(time=time)), "schema", "/time") for time in _BAD_TIMES),

@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import BinaryIO, Protocol
 
 from errata.contracts import canonical
+from errata.contracts.refusals import MAX_AHEAD_US
 from errata.contracts.strict import MAX_BYTES, instant, rfc3339
 from errata.contracts.topics import INTAKE_POSITIONS, PREDICTIONS
 from errata.ports import Outgoing, Producer, Router, Transport
@@ -88,7 +89,7 @@ class FileSource:
 
     def _records(self, content: bytes) -> Iterator[Outgoing]:
         route = self._router.route(content)
-        if route.time_us is not None:
+        if route.time_us is not None and route.time_us <= self._now_us + MAX_AHEAD_US:
             self._record_time_us = max(self._record_time_us, min(route.time_us, self._now_us))
         if self._tick_us is None:
             self._tick_us = self._record_time_us

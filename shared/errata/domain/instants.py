@@ -94,6 +94,9 @@ def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.
     # Products and sums of small whole numbers are exact in float64, and one call serves all parts.
     parts = np.where(good[:, None], figures, 0).astype(np.float64) @ form.weights
     year, month, day, hour, minute, second, us, off_hour, off_minute = parts.astype(np.int64).T
+    if (text[:, :10] == text[0, :10]).all():  # the usual case: one date serves all rows
+        first = int(good.argmax())  # a row whose figures are figures; without one nothing below counts
+        year, month, day = (part[first : first + 1] for part in (year, month, day))
     leap = (month == 2) & (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
     good &= (year >= 1) & (day >= 1) & (day <= _DAYS[np.minimum(month, 15)] + leap)
     good &= (hour <= 23) & (minute <= 59) & (second <= 59)

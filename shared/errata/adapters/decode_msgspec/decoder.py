@@ -1,4 +1,4 @@
-"""The decoder: record by record to typed rows in chunks of 500, chunk by chunk to columns.
+"""The decoder: record by record to typed rows in small chunks, chunk by chunk to columns.
 
 Three ways lead to a row. The *typed* one is chosen by the record's key and knows the model's features by name. What it
 refuses because of a feature, and every model without a contract, is read by the *open* one, whose features are a
@@ -49,7 +49,7 @@ from errata.domain.layouts import compile_layout
 from errata.errors import Refused, RefusedDecode
 from errata.ports import Record
 
-CHUNK = 500
+CHUNK = 128  # what is alive at once stays in the cache
 MAX_PLANS = 4_096  # kept beyond the layouts given: models that nobody described
 MAX_SEEDS = 65_536
 
@@ -118,8 +118,10 @@ class _Pass:
         for start in range(0, len(self._records), CHUNK):
             self._chunk(start, min(start + CHUNK, len(self._records)))
         records = self._records
-        predictions = self._predictions.done(records, self._used, self._found)
+        at, received, keep = self._timed()
+        predictions = self._predictions.done(records, self._used, self._found, at, received, keep)
         outcomes = self._outcomes.done(records)
+        self._leave_out_idle_layouts(predictions, outcomes)
         for plan in self._used:
             plan.slot = -1
         self._refused.sort(key=lambda refusal: refusal.record)
@@ -156,7 +158,7 @@ class _Pass:
             plans.append(plan)
             indices.append(index)
         if rows:
-            self._reduce(rows, plans, indices)
+            self._predictions.add(rows, plans, indices, self._decoder)
         if outcomes:
             self._reduce_outcomes(outcomes)
 
@@ -222,69 +224,39 @@ class _Pass:
         else:
             self._skip(purpose, index)
 
-    def _reduce(self, rows: list[Any], plans: list[Plan], indices: list[int]) -> None:
-        columns = list(zip(*map(astuple, rows), strict=True))
-        at, good = instants_us(columns[_TIME])
-        self._other_times(columns, good)
-        self._answers(columns, good)
-        if not good.all():
-            keep = np.flatnonzero(good)
-            for row in np.flatnonzero(~good).tolist():
-                self._name_fault(indices[row])
-            columns = [tuple(column[row] for row in keep) for column in columns]
-            plans, indices, at = [plans[row] for row in keep], [indices[row] for row in keep], at[keep]
-        received = np.array([self._records[index].timestamp_us for index in indices], np.int64)
+    def _timed(self) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+        """Event time and record time of the rows, and which rows stay; the others are refused here.
+
+        Times are texts in a typed row, since one call for all of a batch costs a fraction of one for each.
+        """
+        columns = self._predictions
+        at, good = instants_us(columns.times)
+        if columns.other_times:
+            _, are_times = instants_us([text for _, text in columns.other_times])
+            good[[row for (row, _), is_time in zip(columns.other_times, are_times, strict=True) if not is_time]] = False
+        good[columns.unanswered] = False
+        received = np.array([self._records[index].timestamp_us for index in columns.record], np.int64)
         ahead = at - received > MAX_AHEAD_US
-        if ahead.any():
-            for row in np.flatnonzero(ahead).tolist():
-                self._drop(indices[row], clock_refusal("/time"))
-            keep = np.flatnonzero(~ahead)
-            columns = [tuple(column[row] for row in keep) for column in columns]
-            plans, indices, at = [plans[row] for row in keep], [indices[row] for row in keep], at[keep]
-            received = received[keep]
-        if indices:
-            self._predictions.add(columns, plans, indices, at, received, self._decoder)
+        for row in np.flatnonzero(~good | ahead).tolist():
+            index = columns.record[row]
+            self._found.pop(index, None)
+            self._refused.append(Refusal(index, clock_refusal("/time") if good[row] else self._fault(index)))
+        return at, received, good & ~ahead
 
-    def _drop(self, index: int, refusal: Refused) -> None:
-        self._found.pop(index, None)
-        self._refused.append(Refusal(index, refusal))
-
-    def _name_fault(self, index: int) -> None:
-        raw = self._records[index].value or b""
+    def _fault(self, index: int) -> Refused:
         try:
-            read_prediction(raw)
+            read_prediction(self._records[index].value or b"")
         except Refused as refusal:
-            self._drop(index, refusal)
-            return
+            return refusal
         raise AssertionError("the typed decoder and the checks disagree")
 
-    @staticmethod
-    def _other_times(columns: list[tuple[Any, ...]], good: NDArray[np.bool_]) -> None:
-        """Mark rows whose times other than ``time`` are none."""
-        texts: list[str] = []
-        owners: list[int] = []
-        for row, outcome in enumerate(columns[_OUTCOME]):
-            if outcome is not None and (outcome.observed_time is not None or outcome.recorded_time is not None):
-                found = [text for text in (outcome.observed_time, outcome.recorded_time) if text is not None]
-                texts += found
-                owners += [row] * len(found)
-        if columns[_RECORDED].count(None) < len(good):
-            recorded = [(row, text) for row, text in enumerate(columns[_RECORDED]) if text is not None]
-            texts += [text for _, text in recorded]
-            owners += [row for row, _ in recorded]
-        if texts:
-            _, are_times = instants_us(texts)
-            good[[owner for owner, is_time in zip(owners, are_times, strict=True) if not is_time]] = False
-
-    @staticmethod
-    def _answers(columns: list[tuple[Any, ...]], good: NDArray[np.bool_]) -> None:
-        """Mark rows without a prediction that have no status code either."""
-        predictions = columns[_PREDICTED]
-        if None not in predictions:
-            return
-        for row, (value, status) in enumerate(zip(predictions, columns[_STATUS_AT], strict=True)):
-            if value is None and (status is None or status.code is None):
-                good[row] = False
+    def _leave_out_idle_layouts(self, predictions: Predictions, outcomes: Outcomes) -> None:
+        """A key may name a model of which no row came: `Batch.layouts` lists the layouts that occur."""
+        occur = np.unique(np.concatenate([predictions.layout, outcomes.layout]))
+        if len(occur) < len(self._layouts):
+            predictions.layout = np.searchsorted(occur, predictions.layout)
+            outcomes.layout = np.searchsorted(occur, outcomes.layout)
+            self._layouts = [self._layouts[slot] for slot in occur]
 
     def _reduce_outcomes(self, indices: list[int]) -> None:
         for index in indices:
@@ -311,9 +283,6 @@ class _Pass:
             self._outcomes.add(index, plan, outcome, time_us)
 
 
-_TIME, _PREDICTED, _STATUS_AT, _OUTCOME, _RECORDED = map(
-    FIELDS.index, ("time", "prediction", "status", "outcome", "recorded_time")
-)
 _NO_PLAN = Plan(compile_layout("default", "none", None, None), "")
 
 
@@ -373,15 +342,16 @@ def _class_text(value: Any) -> str | None:
 
 class _PredictionColumns:
     def __init__(self) -> None:
-        self._record: list[int] = []
+        self.record: list[int] = []
+        self.times: list[str] = []
+        self.other_times: list[tuple[int, str]] = []  # (row, text)
+        self.unanswered: list[int] = []  # rows without a prediction that have no status code either
         self._slot: list[int] = []
         self._ids: list[str] = []
         self._prediction_ids: list[str] = []
         self._purpose: list[int] = []
         self._status: list[int] = []
         self._wrong: list[int] = []
-        self._at: list[Ints] = []
-        self._received: list[Ints] = []
         self._seeds: dict[int, int] = {}  # row: the seed of a source or type of its own
         self._latency: list[Floats] = []
         self._predicted: list[Floats] = []
@@ -390,59 +360,63 @@ class _PredictionColumns:
         self._categories: list[Floats] = []
         self._others: list[int] = []
 
-    def add(
-        self,
-        columns: list[tuple[Any, ...]],
-        plans: list[Plan],
-        indices: list[int],
-        at: Ints,
-        received: Ints,
-        decoder: MsgspecDecoder,
-    ) -> None:
-        """One chunk of rows; ``columns`` are the fields of a row in their order."""
-        (ids, _, _, predicted, statuses, tenants, purposes, prediction_ids, sources, types, features, scores,
-         confidences, _, latencies, _, outcomes, *_) = columns  # fmt: skip
-        self._record += indices
+    def add(self, rows: list[Any], plans: list[Plan], indices: list[int], decoder: MsgspecDecoder) -> None:
+        """One chunk of rows, attribute by attribute; nothing of the rows is kept but texts and numbers."""
+        first = len(self.record)
+        predicted = [row.prediction for row in rows]
+        self.record += indices
+        self.times += [row.time for row in rows]
+        if None in predicted:
+            self._unanswered(rows, first)
         self._slot += [plan.slot for plan in plans]
-        self._ids += ids
-        self._prediction_ids += [own or id_ for own, id_ in zip(prediction_ids, ids, strict=True)]
-        self._purpose += map(_PURPOSE.__getitem__, purposes)
-        self._status += [0 if status is None else _STATUS[status.code] for status in statuses]
-        self._wrong += [
-            -1 if outcome is None else _wrong(plan, value, outcome)
-            for plan, value, outcome in zip(plans, predicted, outcomes, strict=True)
-        ]
-        self._at.append(at)
-        self._received.append(received)
-        if sources.count(None) < len(ids) or types.count(PREDICTION_TYPE) < len(ids):
-            self._own_seeds(plans, tenants, sources, types, decoder)
-        self._latency.append(np.array(latencies, np.float64))
-        self._predicted.append(
-            np.array([plan.predicted(value) for plan, value in zip(plans, predicted, strict=True)], np.float64)
-        )
+        self._ids += [row.event_id for row in rows]
+        self._prediction_ids += [row.prediction_id or row.event_id for row in rows]
+        self._purpose += [_PURPOSE[row.purpose] for row in rows]
+        self._status += [0 if (status := row.status) is None else _STATUS[status.code] for row in rows]
+        self._inline_outcomes(rows, plans, first)
+        self._own(rows, plans, first, decoder)
+        self._latency.append(np.array([row.latency_ms for row in rows], np.float64))
+        codes = [plan.predicted(value) for plan, value in zip(plans, predicted, strict=True)]
+        self._predicted.append(np.array(codes, np.float64))
         self._confidence.append(
             np.array(
                 [
-                    own if own is not None or not score else _score(score, value)
-                    for own, score, value in zip(confidences, scores, predicted, strict=True)
+                    own if (own := row.confidence) is not None or not row.scores else _score(row.scores, value)
+                    for row, value in zip(rows, predicted, strict=True)
                 ],
                 np.float64,
             )
         )
-        self._features(features, plans)
+        self._features([row.features for row in rows], plans)
 
-    def _own_seeds(
-        self,
-        plans: list[Plan],
-        tenants: Sequence[str],
-        sources: Sequence[str | None],
-        types: Sequence[str],
-        decoder: MsgspecDecoder,
-    ) -> None:
-        first = len(self._ids) - len(plans)
-        for row, (plan, tenant, source, kind) in enumerate(zip(plans, tenants, sources, types, strict=True), first):
+    def _unanswered(self, rows: list[Any], first: int) -> None:
+        for at, row in enumerate(rows, first):
+            if row.prediction is None and (row.status is None or row.status.code is None):
+                self.unanswered.append(at)
+
+    def _inline_outcomes(self, rows: list[Any], plans: list[Plan], first: int) -> None:
+        wrong = [-1] * len(rows)
+        for at, outcome in enumerate([row.outcome for row in rows]):
+            if outcome is None:
+                continue
+            if plans[at].judges and outcome.kind == "ground_truth":
+                wrong[at] = judge(rows[at].prediction, outcome.value)
+            if outcome.observed_time is not None:
+                self.other_times.append((first + at, outcome.observed_time))
+            if outcome.recorded_time is not None:
+                self.other_times.append((first + at, outcome.recorded_time))
+        self._wrong += wrong
+
+    def _own(self, rows: list[Any], plans: list[Plan], first: int, decoder: MsgspecDecoder) -> None:
+        """What few events have: a source or type of their own, and a recorded time."""
+        for at, row in enumerate(rows):
+            source, kind, recorded = row.source, row.type, row.recorded_time
             if source is not None or kind != PREDICTION_TYPE:
-                self._seeds[row] = decoder.seed(tenant, plan.layout.model if source is None else source, kind)
+                layout = plans[at].layout
+                source = layout.model if source is None else source
+                self._seeds[first + at] = decoder.seed(layout.tenant, source, kind)
+            if recorded is not None:
+                self.other_times.append((first + at, recorded))
 
     def _features(self, features: Sequence[Any], plans: list[Plan]) -> None:
         numbers: list[Any] = []
@@ -460,40 +434,56 @@ class _PredictionColumns:
         self._numbers.append(np.array(numbers, np.float64))
         self._categories.append(np.array(list(map(dict.get, cells, categories)), np.float64))
 
-    def done(self, records: Sequence[Record], plans: Sequence[Plan], found: Mapping[int, Found]) -> Predictions:
-        record = np.array(self._record, np.int64)
+    def done(
+        self,
+        records: Sequence[Record],
+        plans: Sequence[Plan],
+        found: Mapping[int, Found],
+        at: Ints,
+        received: Ints,
+        keep: NDArray[np.bool_],
+    ) -> Predictions:
+        """The columns of the rows in ``keep``."""
         slot = np.array(self._slot, np.int64)
-        categories = _joined(self._categories, np.float64)
+        ids, prediction_ids, record = self._ids, self._prediction_ids, self.record
         seeds = np.array([plan.seed for plan in plans], np.uint64)[slot]
         for row, seed in self._seeds.items():
             seeds[row] = seed
-        wide = [len(plan.layout.categories) for plan in plans]
-        category_start = _starts(wide, slot)
+        if not keep.all():
+            rows = np.flatnonzero(keep).tolist()
+            ids, prediction_ids = [ids[row] for row in rows], [prediction_ids[row] for row in rows]
+            record = [record[row] for row in rows]
+        widths = np.array([plan.widths for plan in plans], np.int64).reshape(-1, 3).T
+        numbers = _ragged(_joined(self._numbers), widths[0][slot], keep)
+        categories = _ragged(_joined(self._categories), widths[1][slot], keep)
+        others = _ragged(np.array(self._others, np.int8), widths[2][slot], keep)
+        slot = slot[keep]
+        number_start, category_start, others_start = (_starts(wide[slot]) for wide in widths)
         _fill_other(categories, category_start, slot, plans)
-        rows = {index: row for row, index in enumerate(self._record)} if found else {}
+        row_of = {index: row for row, index in enumerate(record)} if found else {}
         return Predictions(
-            record=record,
+            record=np.array(record, np.int64),
             layout=slot,
-            purpose=np.array(self._purpose, np.int8),
-            offset=np.array([records[index].offset for index in self._record], np.int64),
-            partition=np.array([records[index].partition for index in self._record], np.int64),
-            record_time_us=_joined(self._received, np.int64),
-            time_us=_joined(self._at, np.int64),
-            id_hash=id_hashes(self._ids, seeds),
-            prediction_ids=self._prediction_ids,
-            status=np.array(self._status, np.int8),
-            latency_ms=_joined(self._latency, np.float64),
-            predicted=_joined(self._predicted, np.float64),
-            confidence=_joined(self._confidence, np.float64),
-            wrong=np.array(self._wrong, np.int8),
-            number_start=_starts([plan.numbers for plan in plans], slot),
-            numbers=_joined(self._numbers, np.float64),
+            purpose=np.array(self._purpose, np.int8)[keep],
+            offset=np.array([records[index].offset for index in record], np.int64),
+            partition=np.array([records[index].partition for index in record], np.int64),
+            record_time_us=received[keep],
+            time_us=at[keep],
+            id_hash=id_hashes(ids, seeds[keep]),
+            prediction_ids=prediction_ids,
+            status=np.array(self._status, np.int8)[keep],
+            latency_ms=_joined(self._latency)[keep],
+            predicted=_joined(self._predicted)[keep],
+            confidence=_joined(self._confidence)[keep],
+            wrong=np.array(self._wrong, np.int8)[keep],
+            number_start=number_start,
+            numbers=numbers,
             category_start=category_start,
             categories=categories,
-            others_start=_starts([len(plan.layout.others) for plan in plans], slot),
-            others=np.array(self._others, np.int8),
+            others_start=others_start,
+            others=others,
             violations=[
-                Violation(rows[index], feature, reason) for index, all_ in found.items() for feature, reason in all_
+                Violation(row_of[index], feature, reason) for index, all_ in found.items() for feature, reason in all_
             ],
         )
 
@@ -529,29 +519,21 @@ class _OutcomeColumns:
         )
 
 
-def _wrong(plan: Plan, predicted: Any, outcome: Any) -> int:
-    if outcome.kind != "ground_truth" or not plan.judges:
-        return -1
-    truth = outcome.value
-    if predicted.__class__ is str and truth.__class__ is str:
-        return 1 if predicted != truth else 0
-    return judge(predicted, truth)
-
-
 def _score(scores: Mapping[str, float], predicted: Any) -> float | None:
     return scores.get(predicted if predicted.__class__ is str else _class_text(predicted) or "")
 
 
-def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+def _joined(parts: Sequence[Floats]) -> Floats:
+    return np.concatenate(parts) if parts else np.zeros(0, np.float64)
 
 
-def _starts(widths: Sequence[int], slot: Ints) -> Ints:
-    """Where each row begins in a ragged column whose rows are as wide as their layouts."""
-    starts = np.zeros(len(slot), np.int64)
-    if len(slot) > 1:
-        np.cumsum(np.array(widths, np.int64)[slot[:-1]], out=starts[1:])
-    return starts
+def _ragged(values: NDArray[Any], widths: Ints, keep: NDArray[np.bool_]) -> NDArray[Any]:
+    return values if keep.all() else values[np.repeat(keep, widths)]
+
+
+def _starts(widths: Ints) -> Ints:
+    """Where each row begins in a ragged column, from the widths of the rows."""
+    return np.cumsum(widths) - widths
 
 
 def _fill_other(categories: Floats, start: Ints, slot: Ints, plans: Sequence[Plan]) -> None:

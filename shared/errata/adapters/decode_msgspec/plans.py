@@ -203,6 +203,7 @@ class Plan:
         self.known = frozenset(self.names)
         self.numbers = len(layout.numbers)
         self.categories = self.numbers + len(layout.categories)
+        self.widths = (self.numbers, len(layout.categories), len(layout.others))
         self.kinds = tuple(features[name].type for name in self.names)
         self.absent: tuple[Any, ...] = (None,) * len(self.names)
         self.cells: tuple[dict[Any, float], ...] = tuple({**cells, UNUSABLE: UNUSABLE_CODE} for cells in layout.codes)

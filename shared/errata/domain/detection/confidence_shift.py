@@ -27,6 +27,5 @@ class ConfidenceShift:
         return [
             columns.drift_signal(end, drift, "distribution", "up" if drift.upwards else "down")
             for end in columns.ended
-            for drift in columns.drift(state.slot(end.slot))
-            if drift.channel.detector == self.id and drift.shifted
+            for drift in columns.shifted(end.slot, self.id)
         ]

@@ -32,6 +32,5 @@ class DistributionShift:
         return [
             columns.drift_signal(end, drift, "distribution", "both")
             for end in columns.ended
-            for drift in columns.drift(state.slot(end.slot))
-            if drift.channel.detector == self.id and drift.shifted
+            for drift in columns.shifted(end.slot, self.id)
         ]

@@ -27,7 +27,7 @@ class LatencyShift:
         shifts = [
             columns.drift_signal(end, drift, "distribution", "up")
             for end in columns.ended
-            for drift in columns.drift(state.slot(end.slot))
-            if drift.channel.detector == self.id and drift.shifted and drift.upwards
+            for drift in columns.shifted(end.slot, self.id)
+            if drift.upwards
         ]
         return tails + shifts

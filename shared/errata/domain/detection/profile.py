@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from errata.contracts.models import CategorySketch, Contract, NumberSketch
 from errata.domain.columns import STATUS_CODES, Layout
-from errata.domain.detection.statistics import WINDOW, merge_cells, share_threshold
+from errata.domain.detection.statistics import CHI2_1E6, WINDOW, merge_cells, share_threshold
 
 NEVER = WINDOW + 1
 INNER_EDGES = 15
@@ -62,6 +62,36 @@ class Counter:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftTable:
+    """All channels that are judged for drift, one after the other, so that a window costs one set of numpy calls."""
+
+    places: tuple[int, ...]  # of the channels in the profile
+    merged: NDArray[np.int64]  # of each cell of the slot its merged cell; that of a cell not judged comes last
+    starts: NDArray[np.int64]  # first merged cell of each channel
+    reference: NDArray[np.int64]  # merged counts
+    g_limits: NDArray[np.float64]
+
+
+def _drift_table(channels: tuple["Channel | None", ...], bases: tuple[int, ...], cells: int) -> DriftTable:
+    places = tuple(place for place, channel in enumerate(channels) if channel is not None)
+    judged = [channel for channel in channels if channel is not None]
+    sizes = [len(channel.reference) for channel in judged]
+    starts = np.cumsum([0, *sizes])
+    merged = np.full(cells, starts[-1], np.int64)
+    for place, start in zip(places, starts, strict=False):
+        channel = channels[place]
+        assert channel is not None
+        merged[bases[place] : bases[place] + channel.cells] = start + channel.merged
+    return DriftTable(
+        places,
+        merged,
+        starts[:-1],
+        np.concatenate([np.zeros(0, np.int64), *(channel.reference for channel in judged)]),
+        np.array([CHI2_1E6[size - 2] for size in sizes]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Everything detection knows of one model, by place: channel i, counter i, feature i of its layout."""
 
@@ -80,6 +110,7 @@ class Profile:
     latency_p95_ms: float
     error_rate: float  # p0 of the CUSUM bank, NaN without labels in the reference
     place: Mapping[str, int]  # of a feature in its layout
+    drift: "DriftTable"
 
     @property
     def features(self) -> int:
@@ -252,12 +283,13 @@ def compile_profile(layout: Layout) -> Profile:
     latency = reference.latency_ms if reference else None
     channels = _channels(layout)
     sizes = [channel.cells if channel else 0 for channel in channels]
+    cell_base = tuple(accumulate(sizes, initial=0))[:-1]
     error = reference.error if reference else None
     return Profile(
         layout=layout,
         channels=channels,
         counters=_counters(layout),
-        cell_base=tuple(accumulate(sizes, initial=0))[:-1],
+        cell_base=cell_base,
         cells=sum(sizes),
         low=low,
         high=high,
@@ -272,6 +304,7 @@ def compile_profile(layout: Layout) -> Profile:
         latency_p95_ms=np.inf if latency is None or latency.p95_ms is None else latency.p95_ms,
         error_rate=reference_error_rate(error.wrong, error.outcomes) if error else float("nan"),
         place={name: i for i, name in enumerate(layout.features)},
+        drift=_drift_table(channels, cell_base, sum(sizes)),
     )
 
 

@@ -74,6 +74,7 @@ class Tables:
     edges: NDArray[np.float64]  # number channels × 15
     low: NDArray[np.float64]  # per number channel
     high: NDArray[np.float64]
+    bounded: bool  # whether any number channel has a range
     number_cell: Ints  # first cell of a channel, −1 when it is not counted
     category_cell: Ints
     required: NDArray[np.bool_]
@@ -254,6 +255,7 @@ class State:
             edges=np.stack(edges) if edges else np.zeros((0, 15)),
             low=np.concatenate([np.zeros(0), *low]),
             high=np.concatenate([np.zeros(0), *high]),
+            bounded=any(bool(np.isfinite(bound).any()) for bound in (*low, *high)),
             number_cell=np.array(number_cell, np.int64),
             category_cell=np.array(category_cell, np.int64),
             required=np.concatenate([np.zeros(0, np.bool_), *(p.required for p in profiles)]),

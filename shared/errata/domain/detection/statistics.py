@@ -117,7 +117,7 @@ def drift_figures(
     [184.172, 0.414, 0.058]
     """
     cells = np.diff(np.append(starts, len(window)))
-    n = np.add.reduceat(window, starts).astype(np.float64)
+    n = np.maximum(np.add.reduceat(window, starts), 1).astype(np.float64)
     m = np.add.reduceat(reference, starts).astype(np.float64)
     per_n, per_m = np.repeat(n, cells), np.repeat(m, cells)
     q, p = window / per_n, reference / per_m

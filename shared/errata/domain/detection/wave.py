@@ -12,7 +12,7 @@ from errata.domain.detection.episodes import Signal
 from errata.domain.detection.profile import Channel, Profile
 from errata.domain.detection.shares import Reached
 from errata.domain.detection.state import LAST_US, START_US, Ints, Sampled, Slot, State, smallest
-from errata.domain.detection.statistics import CHI2_1E6, DIGITS, PSI_MIN, WINDOW, WINDOW_MIN, drift_figures
+from errata.domain.detection.statistics import DIGITS, PSI_MIN, WINDOW, WINDOW_MIN, drift_figures
 from errata.domain.detection.waves import Pairs
 
 
@@ -30,18 +30,12 @@ class Ended:
 class Drift:
     """The figures of one channel of an ended window."""
 
-    place: int
     channel: Channel
     n: int
     g: float
     psi: float  # PSI*
     se: float
     counts: Ints
-
-    @property
-    def shifted(self) -> bool:
-        """Both figures must agree: G alone alarms on clustered clean data, PSI alone on small windows."""
-        return self.g >= CHI2_1E6[len(self.channel.reference) - 2] and round(self.psi - 2 * self.se, DIGITS) >= PSI_MIN
 
     @property
     def upwards(self) -> bool:
@@ -72,6 +66,7 @@ class Drift:
         }
         if self.channel.kind == "category":
             found["new_share"] = round(float(q[-1]), 6)
+            found["categories"] = int((raw[:-1] > 0).sum())
         else:
             ratio = _median_ratio(self.counts, raw, self.channel.edges)
             if ratio is not None:
@@ -139,12 +134,12 @@ class Wave:
             evidence={**({} if hit.isolated else figures), **(evidence or {})},
         )
 
-    def drift(self, slot: Slot) -> list[Drift]:
-        """The figures of all channels of a slot whose window ends in this wave, computed once for all detectors."""
-        known = self._drift.get(slot.index)
+    def shifted(self, slot: int, detector: str) -> list[Drift]:
+        """Channels of a detector that shifted in the window of a slot that ends here; judged once for all detectors."""
+        known = self._drift.get(slot)
         if known is None:
-            known = self._drift[slot.index] = _drift(slot, self.state)
-        return known
+            known = self._drift[slot] = _shifted(self.state.slot(slot), self.state)
+        return [drift for drift in known if drift.channel.detector == detector]
 
     def drift_signal(self, end: Ended, drift: Drift, reason: str, direction: Literal["up", "down", "both"]) -> Signal:
         slot = self.state.slot(end.slot)
@@ -170,26 +165,26 @@ class Wave:
         )
 
 
-def _drift(slot: Slot, state: State) -> list[Drift]:
-    cells = state.cells[state.cells_of(slot)]
-    chosen: list[tuple[int, Channel, Ints]] = []
-    for place, channel in enumerate(slot.profile.channels):
-        if channel is None:
-            continue
-        base = slot.profile.cell_base[place]
-        counts = cells[base : base + channel.cells]
-        if counts.sum() >= WINDOW_MIN:
-            chosen.append((place, channel, counts))
-    if not chosen:
+def _shifted(slot: Slot, state: State) -> list[Drift]:
+    """Channels with at least 100 values for which G and PSI agree: G alone alarms on clustered clean data, PSI alone
+    on small windows."""
+    table = slot.profile.drift
+    if not table.places:
         return []
-    merged = [np.bincount(channel.merged, counts, len(channel.reference)) for _, channel, counts in chosen]
-    starts = np.cumsum([0, *(len(m) for m in merged)])[:-1]
-    reference = np.concatenate([channel.reference for _, channel, _ in chosen])
-    figures = drift_figures(np.concatenate(merged).astype(np.int64), reference, starts)
-    return [
-        Drift(place, channel, int(counts.sum()), float(g), float(psi), float(se), counts.copy())
-        for (place, channel, counts), g, psi, se in zip(chosen, *figures, strict=True)
-    ]
+    cells = state.cells[state.cells_of(slot)]
+    judged = len(table.reference)
+    window = np.bincount(table.merged, cells, judged + 1)[:judged].astype(np.int64)
+    n = np.add.reduceat(window, table.starts)
+    g, psi, se = drift_figures(window, table.reference, table.starts)
+    fires = (n >= WINDOW_MIN) & (g >= table.g_limits) & (np.round(psi - 2 * se, DIGITS) >= PSI_MIN)
+    found = []
+    for i in np.flatnonzero(fires):
+        channel = slot.profile.channels[table.places[i]]
+        assert channel is not None
+        base = slot.profile.cell_base[table.places[i]]
+        counts = cells[base : base + channel.cells].copy()
+        found.append(Drift(channel, int(n[i]), float(g[i]), float(psi[i]), float(se[i]), counts))
+    return found
 
 
 class Detector(Protocol):

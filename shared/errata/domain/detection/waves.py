@@ -55,10 +55,12 @@ def search_bins(values: NDArray[np.float64], channels: Ints, edges: NDArray[np.f
     [0, 1, 2]
     """
     flat = edges.ravel()
-    base = channels * edges.shape[1]
-    bins = np.zeros(len(values), np.int64)
+    below = channels * edges.shape[1] - 1  # the last edge known to lie at or below the value
+    first = below
     for step in (8, 4, 2, 1):
-        bins += step * (flat[base + bins + (step - 1)] <= values)
+        probe = below + step
+        below = np.where(flat[probe] <= values, probe, below)
+    bins: Ints = below - first
     return bins
 
 
@@ -139,7 +141,8 @@ def count(p: Predictions, slots: Ints, state: State) -> Counted:
     numeric, classes = t.numeric_output[slots], t.class_output[slots]
     outside = numeric & ((p.predicted < t.output_low[slots]) | (p.predicted > t.output_high[slots]))
     predicted = np.where(numeric & ~outside, p.predicted, np.nan)
-    for place, column in enumerate((p.latency_ms, p.confidence, predicted)):
+    confidence = np.where((p.confidence >= 0) & (p.confidence <= 1), p.confidence, np.nan)
+    for place, column in enumerate((p.latency_ms, confidence, predicted)):
         at = np.flatnonzero(~np.isnan(column) & (t.number_cell[channel + place] >= 0))
         bins = search_bins(column[at], channel[at] + place, t.edges)
         cells.append(Pairs(at, t.number_cell[channel[at] + place] + bins))
@@ -166,14 +169,20 @@ def _numbers(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[P
     values = p.numbers
     channels = t.number_channel[slots][rows] + within
     missing, broken = np.isnan(values), np.isinf(values)
-    outside = ((values < t.low[channels]) | (values > t.high[channels])) & ~broken
     cell = t.number_cell[channels]
-    usable = np.flatnonzero(~(missing | broken | outside) & (cell >= 0))
+    unusable = missing | broken | (cell < 0)
+    if t.bounded:
+        outside = ((values < t.low[channels]) | (values > t.high[channels])) & ~broken
+        at = np.flatnonzero(outside)
+        flags.feature(RANGE, rows[at], within[at], values[at])
+        unusable |= outside
     at = np.flatnonzero(missing)
     flags.missing(rows[at], within[at])
-    at = np.flatnonzero(outside)
-    flags.feature(RANGE, rows[at], within[at], values[at])
-    return [Pairs(rows[usable], cell[usable] + search_bins(values[usable], channels[usable], t.edges))]
+    target = cell + search_bins(values, channels, t.edges)
+    if not unusable.any():
+        return [Pairs(rows, target)]
+    usable = np.flatnonzero(~unusable)
+    return [Pairs(rows[usable], target[usable])]
 
 
 def _categories(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[Pairs]:

@@ -13,6 +13,7 @@ from errata.contracts import (
     Outcome,
     PredictionEvent,
     RowRef,
+    canonical,
 )
 from errata.contracts.strict import to_us
 from errata.contracts.topics import CHANGES
@@ -23,6 +24,8 @@ LOOKED_UP: Final = "changes"  # the entry that says that changes were looked for
 OUT_OF_RETENTION: Final = "out_of_retention"
 UNREADABLE: Final = "unreadable"
 WITHHELD: Final = "withheld_by_contract"
+TOO_LARGE: Final = "too_large"
+MAX_ROW_BYTES: Final = 32 * 1024  # sixteen rows and the rest of a case have to fit into one record
 
 Role = Literal["exemplar", "control"]
 
@@ -74,6 +77,8 @@ def evidence_row(
     if contract is not None and contract.evidence == "none":
         return EvidenceRow(role=role, prediction_id=ref.prediction_id, raw_ref=raw_ref, missing=WITHHELD)
     values, observed, expected = _values(row, contract, key)
+    if len(canonical(values)) > MAX_ROW_BYTES:
+        return EvidenceRow(role=role, prediction_id=ref.prediction_id, raw_ref=raw_ref, missing=TOO_LARGE)
     return EvidenceRow(
         role=role,
         prediction_id=ref.prediction_id,

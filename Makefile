@@ -1,0 +1,42 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: help init demo check test lint schemas bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# A virtual environment by uv, which is installed into it by pip when the machine has none.
+$(BIN)/.ready: pyproject.toml uv.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	@UV=$$(command -v uv || echo $(BIN)/uv); VIRTUAL_ENV=$(CURDIR)/$(VENV) $$UV sync --frozen --quiet --inexact --active --group bench
+	@touch $@
+
+init: $(BIN)/.ready  ## make a ready checkout: environment with all development tools
+
+demo: $(BIN)/.ready  ## run the whole chain on real census predictions
+	@$(BIN)/errata demo
+
+lint: $(BIN)/.ready  ## ruff, mypy strict, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint  ## lint, types, layers and every test that needs no server; under a minute
+	$(BIN)/pytest -q -n 2
+
+test: check  ## everything there is to test
+
+schemas: $(BIN)/.ready  ## write schemas/ from the contracts
+	$(BIN)/python tools/make_schemas.py
+
+bench: $(BIN)/.ready  ## quality and speed beside ceilings, in one run; fails below a goal
+	$(BIN)/python tests/benchmarks/run.py
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,189 @@
+"""What the decoder puts into the columns, by whichever way a row came."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.contracts.corpus import LAYOUTS, LINES, RECORD_TIME_US, dumps, outcome, prediction
+
+from errata.adapters.decode_msgspec import MsgspecDecoder
+from errata.contracts import Contract
+from errata.contracts.topics import OUTCOMES, PREDICTIONS
+from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, UNUSABLE_NUMBER, Batch, Predictions, Violation
+from errata.domain.layouts import compile_layout
+from errata.ports import Record
+
+LAYOUT = LAYOUTS[b"fraud"]
+UNKNOWN = {"unknown_field": 1}  # sends an event past the typed decoders
+
+
+def decode(*events: dict[str, Any], key: bytes | None = b"fraud", topic: str = PREDICTIONS) -> Batch:
+    records = [Record(topic, 3, 10 + at, RECORD_TIME_US, key, dumps(event)) for at, event in enumerate(events)]
+    return MsgspecDecoder().decode(records, LAYOUTS)
+
+
+def number(rows: Predictions, row: int, name: str) -> float:
+    return float(rows.numbers[rows.number_start[row] + LAYOUT.numbers.index(name)])
+
+
+def category(rows: Predictions, row: int, name: str) -> float:
+    return float(rows.categories[rows.category_start[row] + LAYOUT.categories.index(name)])
+
+
+def other(rows: Predictions, row: int, name: str) -> int:
+    return int(rows.others[rows.others_start[row] + LAYOUT.others.index(name)])
+
+
+@pytest.mark.parametrize("more", [{}, UNKNOWN], ids=["typed", "checked"])
+def test_a_row(more: dict[str, Any]) -> None:
+    event = prediction(
+        prediction_id="p1", prediction="yes", latency_ms=12.5, scores={"no": 0.25, "yes": 0.75}, purpose="drill",
+        status={"code": "fallback"}, outcome={"value": "no"}, time="2026-01-05T13:00:00.000001+01:00",
+        features={"amount": 2, "age": 7, "country": "it", "shop": "x", "vip": False, "note": "n", "a/b~c d": None},
+    )  # fmt: skip
+    batch = decode(event | more)
+    rows = batch.predictions
+    assert batch.layouts == [LAYOUT]
+    assert (rows.record[0], rows.layout[0], rows.offset[0], rows.partition[0], rows.purpose[0]) == (0, 0, 10, 3, 1)
+    assert (rows.time_us[0], rows.record_time_us[0]) == (RECORD_TIME_US + 1, RECORD_TIME_US)
+    assert rows.prediction_ids == ["p1"]
+    assert (rows.status[0], rows.latency_ms[0], rows.predicted[0], rows.confidence[0], rows.wrong[0]) == (
+        3,
+        12.5,
+        1,
+        0.75,
+        1,
+    )
+    assert (number(rows, 0, "amount"), number(rows, 0, "age")) == (2, 7)
+    assert np.isnan(number(rows, 0, "a/b~c d"))
+    assert (category(rows, 0, "country"), category(rows, 0, "vip"), category(rows, 0, "shop")) == (1, 0, 0)
+    assert (other(rows, 0, "note"), other(rows, 0, "embedding")) == (1, 0)
+    assert rows.violations == []
+
+
+@pytest.mark.parametrize("more", [{}, UNKNOWN], ids=["open", "checked"])
+def test_wrong_features_are_violations_and_unusable(more: dict[str, Any]) -> None:
+    features = {"amount": "2", "age": 7.0, "country": 3, "vip": "true", "note": {"a": 1}, "embedding": [[1]], "new": 1}
+    rows = decode(prediction(), prediction(features=features) | more, prediction()).predictions
+    assert sorted((one.row, one.feature, one.reason) for one in rows.violations) == [
+        (1, "age", "type"), (1, "amount", "type"), (1, "country", "type"), (1, "embedding", "type"),
+        (1, "new", "extra"), (1, "note", "type"), (1, "vip", "type"),
+    ]  # fmt: skip
+    assert number(rows, 1, "amount") == number(rows, 1, "age") == UNUSABLE_NUMBER
+    assert category(rows, 1, "country") == category(rows, 1, "vip") == UNUSABLE_CODE
+    assert other(rows, 1, "note") == other(rows, 1, "embedding") == 2
+    assert (number(rows, 0, "amount"), number(rows, 2, "amount")) == (1.5, 1.5)
+
+
+def test_codes_of_categories() -> None:
+    rows = decode(
+        *(prediction(features={"country": value, "shop": "s"}) for value in ("de", "fr", "xx", None))
+    ).predictions
+    assert [category(rows, at, "country") for at in (0, 1, 3)] == [
+        0,
+        2,
+        MISSING_CODE,
+    ]
+    assert np.isnan(category(rows, 2, "country"))
+    assert rows.violations == []  # that it is forbidden is judged on the columns
+    assert category(rows, 0, "shop") == 0  # open, and no reference: all is *other*
+
+
+def test_outputs() -> None:
+    events = [
+        prediction(prediction=value, features={}, status={"code": "error"}) for value in ("no", True, "maybe", 1, None)
+    ]
+    rows = decode(*events).predictions
+    assert rows.predicted[0] == 0
+    assert rows.predicted[4] == MISSING_CODE
+    assert np.isnan(rows.predicted[1:4]).all()
+    priced = [prediction(model={"name": "price"}, prediction=value, features={}) for value in (3, 2.5, "x")]
+    rows = decode(*priced, key=b"price").predictions
+    assert rows.predicted[:2].tolist() == [3, 2.5]
+    assert np.isnan(rows.predicted[2])
+    assert rows.violations == [Violation(2, "/prediction", "invalid_output")]
+
+
+def test_scores_out_of_range_or_of_no_class_are_violations() -> None:
+    rows = decode(prediction(scores={"no": 1.5, "may/be": 0.5, "yes": 0.5})).predictions
+    assert {(one.feature, one.reason) for one in rows.violations} == {
+        ("/scores/no", "invalid_output"),
+        ("/scores/may~1be", "invalid_output"),
+    }
+
+
+def test_wrong_by_inline_outcomes() -> None:
+    cases = [("no", "no", 0), ("no", "yes", 1), (True, "true", 0), (True, False, 1), ("no", 1, -1), ("no", None, -1)]
+    rows = decode(*(prediction(prediction=said, outcome={"value": truth}) for said, truth, _ in cases)).predictions
+    assert rows.wrong.tolist() == [expected for _, _, expected in cases]
+    assert decode(prediction(outcome={"value": "yes", "kind": "feedback"})).predictions.wrong.tolist() == [-1]
+
+
+def test_the_key_decides_nothing_but_speed() -> None:
+    events = [json.loads(line.raw) for line in LINES if line.name in ("good", "everything", "feature extra")]
+    batches = [decode(*events, key=key) for key in (b"fraud", b"price", b"nobody", None)]
+    for batch in batches[1:]:
+        for name in Predictions.__slots__:
+            np.testing.assert_array_equal(getattr(batch.predictions, name), getattr(batches[0].predictions, name))
+
+
+def test_an_unknown_model_gets_an_empty_layout() -> None:
+    batch = decode(prediction(model={"name": "new"}, tenant="t", features={"a": 1, "b": {"c": 1}}), key=b"t/new")
+    assert [(one.tenant, one.model, one.features) for one in batch.layouts] == [("t", "new", ())]
+    assert batch.predictions.violations == [Violation(0, "b", "type")]
+
+
+def test_a_new_contract_takes_effect_with_the_next_batch() -> None:
+    decoder = MsgspecDecoder()
+    record = Record(PREDICTIONS, 0, 0, RECORD_TIME_US, b"fraud", dumps(prediction()))
+    assert decoder.decode([record], LAYOUTS).predictions.violations == []
+    other_contract = Contract.model_validate({"model": "fraud", "features": {"amount": {"type": "text"}}})
+    batch = decoder.decode([record], {b"fraud": compile_layout("default", "fraud", other_contract, None)})
+    assert Violation(0, "amount", "type") in batch.predictions.violations
+    assert decoder.decode([record], {}).predictions.violations == []
+
+
+def test_ids_are_hashed_by_event_key() -> None:
+    same = [prediction(), prediction(source="fraud"), prediction(type="errata.prediction.v1")]
+    others = [prediction(source="x"), prediction(type="x"), prediction(event_id="e2"), prediction(tenant="acme")]
+    hashes = decode(*same, *others).predictions.id_hash.tolist()
+    assert len(set(hashes[:3])) == 1
+    assert len(set(hashes)) == 5
+    raw = [Record(PREDICTIONS, 0, 0, RECORD_TIME_US, b"fraud", dumps(prediction()))]
+    assert MsgspecDecoder(b"other").decode(raw, LAYOUTS).predictions.id_hash[0] != hashes[0]
+
+
+def test_batches_do_not_matter() -> None:
+    """One batch, and one batch a record, give the same columns."""
+    records = [Record(PREDICTIONS, 0, at, RECORD_TIME_US, b"fraud", line.raw) for at, line in enumerate(LINES)]
+    whole = MsgspecDecoder().decode(records, LAYOUTS).predictions
+    decoder = MsgspecDecoder()
+    single = [part for record in records if len(part := decoder.decode([record], LAYOUTS).predictions)]
+    for name in ("offset", "time_us", "id_hash", "predicted", "confidence", "numbers", "categories", "others", "wrong"):
+        np.testing.assert_array_equal(getattr(whole, name), np.concatenate([getattr(part, name) for part in single]))
+    assert len(whole.violations) == sum(len(part.violations) for part in single) > 20
+
+
+def test_ticks_and_what_is_skipped() -> None:
+    tick = {"event_id": "t", "time": "2026-01-05T12:00:00Z", "purpose": "tick"}
+    batch = decode(tick, prediction(purpose="heartbeat"), prediction())
+    assert [(one.record, one.partition, one.record_time_us) for one in batch.ticks] == [(0, 3, RECORD_TIME_US)]
+    assert batch.skipped == {"heartbeat": [1]}
+    assert batch.predictions.record.tolist() == [2]
+
+
+def test_outcomes() -> None:
+    batch = decode(
+        outcome(prediction_id="p"), outcome(predicted=..., prediction_id="p"), outcome(kind="feedback"),
+        outcome(value="no", purpose="drill", x=1), topic=OUTCOMES,
+    )  # fmt: skip
+    assert batch.skipped == {"waiting": [1], "feedback": [2]}
+    rows = batch.outcomes
+    assert (rows.record.tolist(), rows.wrong.tolist(), rows.purpose.tolist()) == ([0, 3], [1, 0], [0, 1])
+    assert (rows.prediction_ids, rows.offset.tolist(), rows.time_us.tolist()) == (
+        ["p", ""],
+        [10, 13],
+        [RECORD_TIME_US] * 2,
+    )
+    assert batch.layouts == [LAYOUT]

@@ -1,0 +1,125 @@
+"""Removal of duplicates: exact over the last 131,072 ids, whatever the batches, and after a rewind."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from errata.domain.detection.identity import BLOCK, BLOCKS, GENERATION, SeenIds
+
+Hashes = NDArray[np.uint64]
+
+
+def ids(first: int, last: int) -> Hashes:
+    return np.arange(first, last, dtype=np.uint64)
+
+
+def filled(n: int) -> SeenIds:
+    seen = SeenIds()
+    assert not seen.step(ids(1, n + 1)).any()
+    return seen
+
+
+def blocks_of(seen: SeenIds) -> dict[int, Hashes]:
+    """What a changelog holds of it: each block of the ring that was ever written."""
+    return {place: block.copy() for place, block in seen.blocks_since(0)}
+
+
+def test_every_one_of_the_last_131_072_is_known() -> None:
+    n = 3 * GENERATION + 777
+    assert filled(n).step(ids(n - GENERATION + 1, n + 1)).all()
+
+
+def test_an_id_is_forgotten_two_generations_later() -> None:
+    """The negative control of the test above: memory is bounded, so what is old enough counts as new."""
+    assert not filled(3 * GENERATION).step(ids(1, GENERATION)).any()
+
+
+def test_rotation_inside_a_batch() -> None:
+    seen = filled(GENERATION - 3)
+    batch = np.array([5, 9_000_001, 9_000_002, 9_000_003, 9_000_004, 9_000_002, 5, 9_000_004], np.uint64)
+    assert seen.step(batch).tolist() == [True, False, False, False, False, True, True, True]
+    assert seen.taken == GENERATION + 1
+    assert len(seen.newer) == 1
+
+
+def test_a_duplicate_takes_no_place() -> None:
+    seen = filled(10)
+    seen.step(ids(1, 11))
+    assert seen.taken == 10
+
+
+def test_batches_of_any_size_remember_the_same() -> None:
+    stream = np.random.default_rng(3).integers(1, 200_000, 400_000).astype(np.uint64)
+    whole, parts = SeenIds(), SeenIds()
+    first = whole.step(stream)
+    second = np.concatenate([parts.step(part) for part in np.array_split(stream, 613)])
+    assert (first == second).all()
+    assert first.any()
+    assert not first.all()
+    assert (whole.taken, whole.newer, whole.older) == (parts.taken, parts.newer, parts.older)
+    assert (whole.ring == parts.ring).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 12), max_size=60), st.lists(st.integers(0, 60), max_size=5), st.integers(0, 20))
+def test_any_cut_agrees_with_a_set(stream: list[int], cuts: list[int], room: int) -> None:
+    """Near the end of a generation, so that rotations fall anywhere: nothing among the last ids may be forgotten."""
+    seen, known = nearly_full(room), set[int]()
+    places = [0, *sorted(cut for cut in cuts if cut <= len(stream)), len(stream)]
+    found: list[bool] = []
+    for start, end in pairwise(places):
+        found += seen.step(np.array([10**9 + one for one in stream[start:end]], np.uint64)).tolist()
+    expected = [one in known or bool(known.add(one)) for one in stream]
+    assert found == expected
+
+
+def nearly_full(room: int) -> SeenIds:
+    """As if a generation but ``room`` ids had come; the ids themselves do not matter here."""
+    seen = SeenIds()
+    seen.taken = GENERATION - room
+    return seen
+
+
+@pytest.mark.parametrize("taken", [0, 1, BLOCK, GENERATION - 1, GENERATION, GENERATION + 5, 2 * GENERATION + 5])
+def test_rewind_is_the_state_of_then(taken: int) -> None:
+    then = filled(taken)
+    again = SeenIds()
+    again.step(ids(7_000_000, 7_000_100))
+    again.rewind(taken, blocks_of(then))
+    assert (again.taken, again.newer, again.older) == (then.taken, then.newer, then.older)
+    batch = np.concatenate([ids(max(1, taken - 50), taken + 50), ids(7_000_000, 7_000_010)])
+    assert again.step(batch).tolist() == then.step(batch).tolist()
+
+
+def test_changed_blocks_are_enough_to_follow() -> None:
+    """A changelog that got only what changed gives the same ring, through a wrap of it."""
+    seen, kept = SeenIds(), dict[int, Hashes]()
+    at = 1
+    for size in (1, BLOCK - 1, 3, GENERATION, 5 * BLOCK + 7, GENERATION, 11):
+        before = seen.taken
+        seen.step(ids(at, at + size))
+        at += size
+        changed = {place: block.copy() for place, block in seen.blocks_since(before)}
+        assert len(changed) <= size // BLOCK + 2
+        assert max(changed) < BLOCKS
+        kept |= changed
+    again = SeenIds()
+    again.rewind(seen.taken, kept)
+    assert (again.newer, again.older) == (seen.newer, seen.older)
+
+
+def test_a_step_without_news_changes_no_block() -> None:
+    seen = filled(2_000)
+    seen.step(ids(1, 2_001))
+    assert list(seen.blocks_since(2_000)) == []
+
+
+def test_without_the_blocks_a_rewind_knows_nothing() -> None:
+    """The negative control of the rewinds: it is the blocks that carry the ids."""
+    again = SeenIds()
+    again.rewind(100, {})
+    assert not again.step(ids(1, 101)).any()
