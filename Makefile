@@ -9,16 +9,23 @@ PYTHON ?= python3
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# A virtual environment by uv, which is installed into it by pip when the machine has none.
-$(BIN)/.ready: pyproject.toml uv.lock
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	@UV=$$(command -v uv || echo $(BIN)/uv); VIRTUAL_ENV=$(CURDIR)/$(VENV) $$UV sync --frozen --quiet --inexact --active --group bench
+# An environment by uv, which is installed into it by pip when the machine has none. `demo` needs no development tools.
+SYNC = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	UV=$$(command -v uv || echo $(BIN)/uv); \
+	test -x "$$UV" || $(BIN)/python -m pip install --quiet uv; \
+	"$$UV" sync --frozen --quiet --inexact
+
+$(BIN)/.demo: pyproject.toml uv.lock
+	@$(SYNC) --no-dev
 	@touch $@
+
+$(BIN)/.ready: pyproject.toml uv.lock
+	@$(SYNC) --group bench
+	@touch $@ $(BIN)/.demo
 
 init: $(BIN)/.ready  ## make a ready checkout: environment with all development tools
 
-demo: $(BIN)/.ready  ## run the whole chain on real census predictions
+demo: $(BIN)/.demo  ## run the whole chain on real census predictions
 	@$(BIN)/errata demo
 
 lint: $(BIN)/.ready  ## ruff, mypy strict, layers

@@ -10,6 +10,7 @@ from hashlib import sha256
 import numpy as np
 
 from errata.contracts import Contract, Reference, canonical
+from errata.contracts.cloudevents import cloud_event
 from errata.contracts.topics import (
     ANOMALIES,
     CONTRACTS,
@@ -47,7 +48,7 @@ class AnomalyDetector:
 
     name = STAGES[0]
     input = PREDICTIONS
-    side_inputs = (OUTCOMES,)
+    side_inputs: tuple[str, ...] = (OUTCOMES,)
     state_topic = state_topic(STAGES[0])
 
     def __init__(self, transport: Transport, decoder: Decoder) -> None:
@@ -129,7 +130,9 @@ class AnomalyDetector:
         )
         result = StepResult()
         result.outputs = [
-            Outgoing(ANOMALIES, message.episode.id.encode(), message.to_json())
+            Outgoing(
+                ANOMALIES, message.episode.id.encode(), message.to_json(), cloud_event(message, ANOMALIES, self.name)
+            )
             for message in (anomaly_of(slot, move, VERSIONS, CONFIG_HASH) for slot, move in self.judged.moves)
         ]
         result.dead = [DeadInput(batch[refusal.record], refusal.refusal) for refusal in decoded.refused]

@@ -59,7 +59,7 @@ class Parts:
 
 @contextmanager
 def embedded_parts(data: Path | None) -> Iterator[Parts]:
-    """Adapters in memory, or with ``data`` on a journal and SQLite in that folder, which one process holds at a time."""
+    """Adapters in memory, or with ``data`` on a journal and SQLite in that folder; one process holds it at a time."""
     with ExitStack() as stack:
         if data is None:
             catalogue: Catalogue = SqlCatalogue("sqlite://")

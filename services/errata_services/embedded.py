@@ -16,7 +16,7 @@ from errata.runtime.worker import Worker
 from errata_services.anomaly_detector import AnomalyDetector
 from errata_services.bootstrap import Parts
 from errata_services.catalog_writer import CatalogWriterWorker
-from errata_services.enricher import ChangeFeed, Enricher
+from errata_services.enricher import Enricher
 from errata_services.intake.files import FileSource, lines_of
 from errata_services.tagger import Tagger
 
@@ -60,8 +60,16 @@ class Embedded:
     """One chain on one set of adapters. After a crash a new one on the same adapters goes on where it stopped."""
 
     def __init__(
-        self, parts: Parts, *, batch_size: int, now_us: int, crash: CrashPoints | None = None, instance: str = "0"
+        self,
+        parts: Parts,
+        *,
+        batch_size: int,
+        now_us: int,
+        crash: CrashPoints | None = None,
+        instance: str = "0",
+        tagger: Tagger | None = None,
     ) -> None:
+        """``tagger``: one with rules of its own; by default that of the package."""
         self.parts = parts
         self.summary = Summary()
         self._batch_size, self._now_us = batch_size, now_us
@@ -76,9 +84,7 @@ class Embedded:
         }
         self._cases_from = {p: transport.end_offset((TAGGED, p)) for p in range(transport.partitions(TAGGED))}
         self.detector = AnomalyDetector(transport, parts.decoder)
-        enricher = Enricher(
-            parts.context, transport, contracts.get, parts.redaction_key, ChangeFeed(transport, parts.context)
-        )
+        enricher = Enricher(parts.context, transport, contracts.get, parts.redaction_key)
         self.workers = [
             Worker(
                 stage,
@@ -90,7 +96,7 @@ class Embedded:
                 crash=self._crash,
                 on_progress=on_progress,
             )
-            for stage, on_progress in ((self.detector, self._judged), (enricher, None), (Tagger(), None))
+            for stage, on_progress in ((self.detector, self._judged), (enricher, None), (tagger or Tagger(), None))
         ]
         self.writer = CatalogWriterWorker(
             transport, parts.catalogue, instance, batch_size, self._crash.at, parts.cipher

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from errata.contracts import Anomaly, ChangeEvent, Contract, EvidenceRow, Outcome, PredictionEvent, RowRef
+from errata.contracts.cloudevents import cloud_event
 from errata.contracts.reading import read_message
 from errata.contracts.strict import to_us
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES
@@ -22,7 +23,6 @@ from errata.ports import (
     DeadInput,
     Outgoing,
     Record,
-    RecordReader,
     StepResult,
     TopicPartition,
     Transport,
@@ -33,125 +33,87 @@ Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Pulled:
-    """What one reading of the changes brought, and where the next one begins."""
-
-    changes: list[tuple[ChangeEvent, int]]
-    dead: list[DeadInput]
-    positions: dict[TopicPartition, int]
-
-
-class ChangeFeed:
-    """Brings ``errata.changes.v1`` into a context store: all partitions, from their start, outside any group.
-
-    Positions live in memory, because the store they fill can be rebuilt from the topic at any time.
-    """
-
-    def __init__(self, transport: Transport, store: ContextStore) -> None:
-        self._transport = transport
-        self._store = store
-        self._positions: dict[TopicPartition, int] = {}
-
-    def pull(self) -> Pulled:
-        """What is new since the last ``push``. Raises ``Unavailable`` if the topic does not answer."""
-        found: list[tuple[ChangeEvent, int]] = []
-        dead: list[DeadInput] = []
-        positions = dict(self._positions)
-        for partition in range(self._transport.partitions(CHANGES)):
-            place = (CHANGES, partition)
-            for record in self._transport.read_from(place, positions.get(place, 0)):
-                positions[place] = record.offset + 1
-                change = read_message(ChangeEvent, record.value)
-                if isinstance(change, Refused):
-                    dead.append(DeadInput(record, change))
-                else:
-                    found.append((change, record.timestamp_us))
-        return Pulled(found, dead, positions)
-
-    def push(self, pulled: Pulled) -> list[DeadInput]:
-        """Store it and move on; returns what is no ``ChangeEvent``, each record once in the life of this feed.
-
-        Raises ``Unavailable``, and pulls the same again next time, if the store does not answer.
-        """
-        if pulled.changes:
-            self._store.add(pulled.changes)
-        self._positions = pulled.positions
-        return pulled.dead
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """Per record of the batch its anomaly or refusal, and what was fetched for them.
 
-    ``changes`` is in step with ``anomalies``; None: the context was not to be had.
+    ``changes`` is in step with ``read``; None: the context was not to be had.
     """
 
-    anomalies: list[Anomaly | Refused]
+    read: list[Anomaly | ChangeEvent | Refused]
     changes: list[list[ChangeEvent] | None]
     rows: Mapping[Place, Record | None]
     contracts: Mapping[tuple[str, str], Contract | None]
 
 
 class Enricher:
-    """The stage from ``errata.anomalies.v1`` to ``errata.enriched.v1``, keyed by case id. Holds no state."""
+    """The stage from ``errata.anomalies.v1`` to ``errata.enriched.v1``, keyed by case id.
+
+    Changes come along as a side input and fill the context store, which is rebuilt from their topic whenever
+    partitions are assigned: so it holds nothing that could be lost.
+    """
 
     name = "enricher"
     input = ANOMALIES
-    side_inputs: tuple[str, ...] = ()
+    side_inputs: tuple[str, ...] = (CHANGES,)
 
-    def __init__(
-        self, store: ContextStore, reader: RecordReader, contract_of: ContractOf, key: bytes, feed: ChangeFeed
-    ) -> None:
+    def __init__(self, store: ContextStore, transport: Transport, contract_of: ContractOf, key: bytes) -> None:
         self._store = store
-        self._reader = reader
+        self._transport = transport
         self._contract_of = contract_of
         self._key = key
-        self._feed = feed
-        self._dead_changes: list[DeadInput] = []
-        self._dead_in_step = 0
+        self._unstored: list[tuple[ChangeEvent, int]] = []  # until the store answers again
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
-        pass
+        for record in self._transport.read_from((CHANGES, partition)):
+            change = read_message(ChangeEvent, record.value)
+            if isinstance(change, ChangeEvent):
+                self._unstored.append((change, record.timestamp_us))
 
     def revoke(self, partition: int) -> None:
         pass
 
     def prepare(self, batch: Sequence[Record]) -> Prepared:
         """Changes, rows and contracts of the batch. A context store that is down costs the context, not the batch."""
-        anomalies = [read_message(Anomaly, record.value) for record in batch]
-        good = [anomaly for anomaly in anomalies if not isinstance(anomaly, Refused)]
+        read = [_read(record) for record in batch]
+        self._unstored += [
+            (message, record.timestamp_us)
+            for record, message in zip(batch, read, strict=True)
+            if isinstance(message, ChangeEvent)
+        ]
+        good = [message for message in read if isinstance(message, Anomaly)]
         found = iter(self._changes(good))
         return Prepared(
-            anomalies=list(anomalies),
-            changes=[None if isinstance(anomaly, Refused) else next(found) for anomaly in anomalies],
+            read=read,
+            changes=[next(found) if isinstance(message, Anomaly) else None for message in read],
             rows=self._rows(good),
             contracts={key: self._contract_of(*key) for key in {_model(anomaly) for anomaly in good}},
         )
 
     def step(self, batch: Sequence[Record], prepared: Prepared) -> StepResult:
-        result = StepResult(dead=list(self._dead_changes))
-        self._dead_in_step = len(self._dead_changes)
-        for record, anomaly, changes in zip(batch, prepared.anomalies, prepared.changes, strict=True):
-            if isinstance(anomaly, Refused):
-                result.dead.append(DeadInput(record, anomaly))
-                continue
-            message = enriched(anomaly, change_entries(anomaly, changes), self._evidence(anomaly, prepared))
-            result.outputs.append(Outgoing(ENRICHED, anomaly.episode.id.encode(), message.to_json()))
-            seen_us = to_us(anomaly.episode.last_seen)
-            result.max_event_time_us = max(seen_us, result.max_event_time_us or seen_us)
+        result = StepResult()
+        for record, message, changes in zip(batch, prepared.read, prepared.changes, strict=True):
+            if isinstance(message, Refused):
+                result.dead.append(DeadInput(record, message))
+            elif isinstance(message, Anomaly):
+                rows = self._evidence(message, prepared)
+                output = enriched(message, change_entries(message, changes), rows)
+                headers = cloud_event(output, ENRICHED, self.name)
+                result.outputs.append(Outgoing(ENRICHED, message.episode.id.encode(), output.to_json(), headers))
+                seen_us = to_us(message.episode.last_seen)
+                result.max_event_time_us = max(seen_us, result.max_event_time_us or seen_us)
         return result
 
     def commit(self) -> None:
-        del self._dead_changes[: self._dead_in_step]
-        self._dead_in_step = 0
+        pass
 
     def rollback(self) -> None:
-        self._dead_in_step = 0
+        pass
 
     def _changes(self, anomalies: Sequence[Anomaly]) -> list[list[ChangeEvent] | None]:
-        pulled = self._feed.pull()
         try:
-            self._dead_changes += self._feed.push(pulled)
+            if self._unstored:
+                self._store.add(self._unstored)
+                self._unstored = []
             return list(self._store.between([wanted_changes(anomaly) for anomaly in anomalies]))
         except Unavailable:
             return [None] * len(anomalies)
@@ -164,7 +126,7 @@ class Enricher:
         rows: dict[Place, Record | None] = {}
         for place, offsets in wanted.items():
             in_order = sorted(offsets)
-            for offset, record in zip(in_order, self._reader.read_at(place, in_order), strict=True):
+            for offset, record in zip(in_order, self._transport.read_at(place, in_order), strict=True):
                 rows[*place, offset] = record
         return rows
 
@@ -179,6 +141,12 @@ class Enricher:
             for role, refs in roles
             for ref in refs
         ]
+
+
+def _read(record: Record) -> Anomaly | ChangeEvent | Refused:
+    if record.topic == CHANGES:
+        return read_message(ChangeEvent, record.value)
+    return read_message(Anomaly, record.value)
 
 
 def _model(anomaly: Anomaly) -> tuple[str, str]:

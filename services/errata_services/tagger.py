@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from errata.contracts import EnrichedAnomaly
+from errata.contracts.cloudevents import cloud_event
 from errata.contracts.reading import read_message
 from errata.contracts.strict import to_us
 from errata.contracts.topics import ENRICHED, TAGGED
@@ -42,7 +43,8 @@ class Tagger:
                 result.dead.append(DeadInput(record, anomaly))
                 continue
             case = diagnose(anomaly, self._taxonomy, self._rules)
-            result.outputs.append(Outgoing(TAGGED, case.episode.id.encode(), case.to_json()))
+            headers = cloud_event(case, TAGGED, self.name)
+            result.outputs.append(Outgoing(TAGGED, case.episode.id.encode(), case.to_json(), headers))
             seen_us = to_us(case.episode.last_seen)
             result.max_event_time_us = max(seen_us, result.max_event_time_us or seen_us)
         return result

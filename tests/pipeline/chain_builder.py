@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from errata_services import catalog_writer
 from errata_services.bootstrap import CATALOGUE_FILE, Parts, publish_tables
 from errata_services.demo import stream
 from errata_services.embedded import Embedded
+from errata_services.tagger import Tagger
 
 KEY = bytes(range(KEY_BYTES))
 NOW_US = instant_us("2026-03-01T00:00:00Z")
@@ -56,8 +58,16 @@ def apply_tables(transport: MemoryTransport, *tables: Contract | Reference) -> N
         publish_tables(transport, {CONTRACTS if isinstance(table, Contract) else REFERENCES: table})
 
 
-def chain(parts: Parts, batch_size: int = 500, crash: CrashPoints | None = None, now_us: int = NOW_US) -> Embedded:
-    return Embedded(parts, batch_size=batch_size, now_us=now_us, crash=crash)
+def chain(
+    parts: Parts, batch_size: int = 500, crash: CrashPoints | None = None, tagger: Tagger | None = None
+) -> Embedded:
+    return Embedded(parts, batch_size=batch_size, now_us=NOW_US, crash=crash, tagger=tagger or packaged_tagger())
+
+
+@cache
+def packaged_tagger() -> Tagger:
+    """Reading the package's rules takes longer than most chains here run; a tagger holds no state."""
+    return Tagger()
 
 
 def batches(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:

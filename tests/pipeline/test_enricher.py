@@ -13,7 +13,7 @@ from errata.contracts.strict import rfc3339, to_us
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS, TOPICS
 from errata.errors import Unavailable
 from errata.ports import Outgoing, Record, StepResult
-from errata_services.enricher import ChangeFeed, Enricher
+from errata_services.enricher import Enricher
 
 KEY = b"k" * 32
 FEATURES = {
@@ -33,8 +33,8 @@ class Bench:
         self.store = store if store is not None else MemoryContextStore()
         self.asked: list[tuple[str, str]] = []
         self.contract = contract
-        feed = ChangeFeed(self.transport, self.store)
-        self.enricher = Enricher(self.store, self.transport, self._contract_of, KEY, feed)
+        self.enricher = Enricher(self.store, self.transport, self._contract_of, KEY)
+        self._seen = dict.fromkeys(range(self.transport.partitions(CHANGES)), 0)
 
     def _contract_of(self, tenant: str, model: str) -> Contract | None:
         self.asked.append((tenant, model))
@@ -52,11 +52,17 @@ class Bench:
         producer.close()
 
     def step(self, *values: Anomaly | bytes | None) -> StepResult:
-        batch = [
+        batch = self._new_changes() + [
             Record(ANOMALIES, 0, at, FOUND_US, b"", value.to_json() if isinstance(value, Anomaly) else value)
             for at, value in enumerate(values)
         ]
         return self.enricher.step(batch, self.enricher.prepare(batch))
+
+    def _new_changes(self) -> list[Record]:
+        new = [record for p, offset in self._seen.items() for record in self.transport.read_from((CHANGES, p), offset)]
+        for record in new:
+            self._seen[record.partition] = record.offset + 1
+        return new
 
     def enrich(self, found: Anomaly) -> EnrichedAnomaly:
         return read(self.step(found).outputs)[0]
@@ -161,17 +167,14 @@ def test_a_store_that_is_down_costs_the_context_and_not_the_event() -> None:
     assert kinds(bench.enrich(failure())) == ["deploy"]
 
 
-def test_a_log_that_is_down_pauses_the_stage() -> None:
+def test_an_empty_store_is_rebuilt_when_partitions_are_assigned() -> None:
     bench = Bench()
-
-    class NoLog(MemoryTransport):
-        def read_from(self, *_: object) -> Any:
-            raise Unavailable("the log does not answer")
-
-    feed = ChangeFeed(NoLog(TOPICS), bench.store)
-    enricher = Enricher(bench.store, bench.transport, lambda *_: None, KEY, feed)
-    with pytest.raises(Unavailable):
-        enricher.prepare([Record(ANOMALIES, 0, 0, 0, b"", failure().to_json())])
+    bench.publish(CHANGES, b"{", change(20), partition=7, at_us=FOUND_US - 1)
+    bench._new_changes()  # another process has read them before
+    assert kinds(bench.enrich(failure())) == ["changes"]
+    for partition in range(bench.transport.partitions(CHANGES)):
+        bench.enricher.restore(partition, {})
+    assert kinds(bench.enrich(failure())) == ["deploy"]
 
 
 def test_rows_are_read_back_and_redacted() -> None:
@@ -253,10 +256,6 @@ def test_a_record_that_is_no_change_is_dead_once_and_shows_no_value() -> None:
     assert (dead.record.topic, dead.record.offset, dead.refusal.path) == (CHANGES, 0, "/kind")
     assert "s3cret" not in str(dead.refusal)
     assert kinds(read(result.outputs)[0]) == ["deploy"]
-    bench.enricher.rollback()
-    assert [one.record for one in bench.step(failure()).dead] == [dead.record]
-    bench.enricher.commit()
-    assert bench.step(failure()).dead == []
 
 
 def test_how_records_are_cut_into_batches_changes_nothing() -> None:

@@ -8,7 +8,9 @@ from errata.domain.diagnosis.severity import effect, reach, severity
 
 
 def signal(value: float, threshold: float, **fields: Any) -> Finding:
-    return finding("error_rate", "outcome", "rate", value=value, threshold=threshold, **fields)
+    return finding(
+        "error_rate", "outcome", "cusum", **{"statistic": "cusum", **fields}, value=value, threshold=threshold
+    )
 
 
 def test_the_terms_are_shown_and_make_the_value() -> None:
@@ -34,6 +36,15 @@ def test_a_downward_finding_counts_below_its_threshold() -> None:
 def test_the_strongest_finding_counts_and_none_is_nothing() -> None:
     assert effect([signal(1.1, 1), signal(1.5, 1)]) == 0.5
     assert effect([]) == 0
+
+
+def test_a_share_counts_by_what_it_rose_to_after_it_fired() -> None:
+    fired = signal(0.02, 0.02, statistic="share", count=10)
+    assert effect([fired], 500) == 0
+    assert effect([fired.model_copy(update={"count": 15})], 500) == pytest.approx(0.5)
+    assert effect([fired.model_copy(update={"count": 45, "windows": 3})], 500) == pytest.approx(0.5)
+    assert effect([fired.model_copy(update={"count": 45, "windows": 3, "statistic": "cusum"})], 500) == 0
+    assert effect([fired.model_copy(update={"count": 400})]) == 0
 
 
 def test_reach_takes_the_counted_events_first() -> None:

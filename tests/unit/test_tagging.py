@@ -75,6 +75,27 @@ EPISODES: list[Episode] = [
         "data",
     ),
     (
+        "AGEP x 12, so far out that nothing is left to compare",
+        [finding("contract_violation", "AGEP", "range", share=0.02, mean_ratio=18.8)],
+        None,
+        "data:quality:unit_or_scale",
+        "data",
+    ),
+    (
+        "placeholders far out of range",
+        [finding("contract_violation", "AGEP", "range", share=0.02, mean_ratio=25_000.0)],
+        None,
+        "data:quality:out_of_range",
+        "data",
+    ),
+    (
+        "a number without its lowest bin",
+        [shift("WAGP", kind="number", gone=["#0"], median_ratio=1.4)],
+        None,
+        "data:population:feature_shift",
+        "data",
+    ),
+    (
         "some ages out of range",
         [finding("contract_violation", "AGEP", "range", share=0.03)],
         None,
@@ -282,7 +303,7 @@ def test_every_field_of_the_anomaly_stays() -> None:
 
 
 def test_the_same_anomaly_gives_the_same_bytes() -> None:
-    anomaly = enriched_anomaly(*EPISODES[19][1])
+    anomaly = enriched_anomaly(*max((episode[1] for episode in EPISODES), key=len))
     again = EnrichedAnomaly.model_validate_json(anomaly.to_json())
     first = diagnose(anomaly, TAXONOMY, RULES).to_json()
     taxonomy = default_taxonomy()

@@ -28,9 +28,12 @@ from errata_services.embedded import Embedded, Summary
 app = typer.Typer()
 
 MARKER = "this-is-an-errata-demo"  # only a folder with this file in it is ever emptied
-STORY = """Census employment predictions: {clean:,} rows of 2016, then {vanished:,} of 2017 and 2018 (US Census ACS PUMS).
-Rows, scores and outcomes are real, and so is the failure at the end. Times and latencies are simulated; the four
-failures before it and the deploys are planted by seed {seed}."""
+STORY = (
+    "Census employment predictions (US Census ACS PUMS): {clean:,} rows of 2016, then {vanished:,} of 2017 and 2018. "
+    "Rows, scores and outcomes are real, and so is the failure at the end. Times and latencies are simulated. {planted}"
+)
+PLANTED = "The four failures before it and the deploys are planted by seed {seed}."
+NOT_PLANTED = "Nothing is planted but a few deploys."
 
 
 @app.command()
@@ -46,8 +49,10 @@ def demo(
     plan = stream.plan(seed, plant=plant, real_block=real_block)
     console = Console(quiet=as_json)
     if not as_json:
-        counts = {"clean": stream.CLEAN_ROWS, "vanished": stream.count(plan) - stream.CLEAN_ROWS}
-        console.print(STORY.format(seed=seed, **counts), highlight=False)
+        planted = PLANTED.format(seed=seed) if plant else NOT_PLANTED
+        vanished = stream.VANISHED_ROWS if real_block else stream.VANISHED_ROWS - len(stream.BLOCK)
+        console.print(STORY.format(clean=stream.CLEAN_ROWS, vanished=vanished, planted=planted), highlight=False)
+        console.print()
     with embedded_parts(folder) as parts:
         summary = play(parts, plan, console, read_settings().batch_size)
         found = parts.catalogue.cases(CaseQuery(limit=1_000))

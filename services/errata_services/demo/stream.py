@@ -43,6 +43,7 @@ KINDS: tuple[FailureKind, ...] = ("schl_absent", "agep_times_12", "latency_times
 
 CLEAN_ROWS = 24_000
 REFERENCE_ROWS = 10_000
+VANISHED_ROWS = 20_000
 MIN_CLEAN_ROWS = 2_000  # before, between and after planted failures
 MIN_FAILURE_ROWS, MAX_FAILURE_ROWS = 600, 1_200
 BLOCK = range(133_619, 143_890)  # rows of the analysis set in which RELP is 16 or 17 only

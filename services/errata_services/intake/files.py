@@ -61,7 +61,7 @@ class FileSource:
         return left == 0 and digest.hexdigest() == self._prefix
 
     def publish(self, lines: Sequence[bytes]) -> int:
-        """One transaction for these lines (as read, with their line ends); the number published, blank ones left out."""
+        """One transaction for these lines, as read with their line ends; the number published, blank ones left out."""
         records: list[Outgoing] = []
         published = 0
         for line in lines:

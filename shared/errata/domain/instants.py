@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.contracts.strict import FIRST_US, LAST_US, instant_us
-from errata.domain.columns import Floats, Ints
+from errata.domain.columns import Ints
 
 _SHORTEST, _LONGEST = 20, 35
 _DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31, 0, 0, 0], np.int64)
+_PARTS = tuple(slice(*ends) for ends in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14)))
 _FRAME = {4: "-", 7: "-", 10: "T", 13: ":", 16: ":"}
 
 
@@ -57,12 +58,12 @@ def _one_by_one(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """Where figures and marks stand in texts of one length; ``weights`` makes the parts of a time of the figures."""
+    """Where figures and marks stand in texts of one length, and which figures make which part of a time."""
 
     figures: NDArray[np.intp]
     marks: NDArray[np.intp]
     text: NDArray[np.uint8]
-    weights: Floats
+    fraction: int
 
 
 @cache
@@ -73,15 +74,8 @@ def _form(length: int, zulu: bool) -> _Form | None:
         return None
     marks = _FRAME | ({19: "."} if fraction > 0 else {}) | ({} if zulu else {zone + 3: ":"})
     figures = [column for column in range(length) if column not in marks and column != zone]
-    weights = np.zeros((len(figures), 9))
-    for part, (first, width) in enumerate(((0, 4), (4, 2), (6, 2), (8, 2), (10, 2), (12, 2))):
-        weights[first : first + width, part] = 10.0 ** np.arange(width - 1, -1, -1)
-    for place in range(min(fraction, 6)):
-        weights[14 + place, 6] = 10.0 ** (5 - place)
-    if not zulu:
-        weights[-4:-2, 7] = weights[-2:, 8] = (10.0, 1.0)
     text = np.frombuffer("".join(marks.values()).encode(), np.uint8)
-    return _Form(np.array(figures), np.array(list(marks)), text, weights)
+    return _Form(np.array(figures), np.array(list(marks)), text, min(max(fraction, 0), 6))
 
 
 def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.bool_]]:
@@ -89,11 +83,11 @@ def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.
     form = _form(text.shape[1], zulu)
     if form is None:
         return np.zeros(len(text), np.int64), np.zeros(len(text), np.bool_)
-    figures = text[:, form.figures] - np.uint8(ord("0"))  # below "0" wraps round to above 9
-    good: NDArray[np.bool_] = (figures.max(axis=1) <= 9) & (text[:, form.marks] == form.text).all(axis=1)
-    # Products and sums of small whole numbers are exact in float64, and one call serves all parts.
-    parts = np.where(good[:, None], figures, 0).astype(np.float64) @ form.weights
-    year, month, day, hour, minute, second, us, off_hour, off_minute = parts.astype(np.int64).T
+    figures = text.T[form.figures] - np.uint8(ord("0"))  # below "0" wraps round to above 9
+    good: NDArray[np.bool_] = (figures.max(axis=0) <= 9) & (text[:, form.marks] == form.text).all(axis=1)
+    places = figures.astype(np.int64)
+    year, month, day, hour, minute, second = (_whole(places[part]) for part in _PARTS)
+    us = _whole(places[14 : 14 + form.fraction]) * 10 ** (6 - form.fraction)
     if (text[:, :10] == text[0, :10]).all():  # the usual case: one date serves all rows
         first = int(good.argmax())  # a row whose figures are figures; without one nothing below counts
         year, month, day = (part[first : first + 1] for part in (year, month, day))
@@ -102,12 +96,20 @@ def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.
     good &= (hour <= 23) & (minute <= 59) & (second <= 59)
     at = (_days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second) * 1_000_000 + us
     if not zulu:
-        sign = text[:, -6]
+        sign, off_hour, off_minute = text[:, -6], _whole(places[-4:-2]), _whole(places[-2:])
         good &= ((sign == ord("+")) | (sign == ord("-"))) & (off_hour <= 23) & (off_minute <= 59)
         shift = (off_hour * 60 + off_minute) * 60_000_000
         at -= np.where(sign == ord("+"), shift, -shift)
     good &= (at >= FIRST_US) & (at <= LAST_US)
     return np.where(good, at, 0), good
+
+
+def _whole(places: Ints) -> Ints:
+    """The whole number that the rows of ``places`` spell, first the highest."""
+    number = np.zeros(places.shape[1], np.int64)
+    for place in places:
+        number = number * 10 + place
+    return number
 
 
 def _days(year: Ints, month: Ints, day: Ints) -> Ints:
