@@ -9,7 +9,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from errata.contracts import Contract, Reference, canonical
+from errata.contracts import Anomaly, Contract, Reference, canonical
 from errata.contracts.cloudevents import cloud_event
 from errata.contracts.topics import (
     ANOMALIES,
@@ -130,10 +130,7 @@ class AnomalyDetector:
         )
         result = StepResult()
         result.outputs = [
-            Outgoing(
-                ANOMALIES, message.episode.id.encode(), message.to_json(), cloud_event(message, ANOMALIES, self.name)
-            )
-            for message in (anomaly_of(slot, move, VERSIONS, CONFIG_HASH) for slot, move in self.judged.moves)
+            self._output(anomaly_of(slot, move, VERSIONS, CONFIG_HASH)) for slot, move in self.judged.moves
         ]
         result.dead = [DeadInput(batch[refusal.record], refusal.refusal) for refusal in decoded.refused]
         result.dropped = {reason: len(records) for reason, records in decoded.skipped.items() if records}
@@ -145,6 +142,10 @@ class AnomalyDetector:
             result.max_event_time_us = int(decoded.predictions.time_us.max())
         self._pending = result.changes
         return result
+
+    def _output(self, message: Anomaly) -> Outgoing:
+        headers = cloud_event(message, ANOMALIES, self.name)
+        return Outgoing(ANOMALIES, message.episode.id.encode(), message.to_json(), headers)
 
     def commit(self) -> None:
         for change in self._pending:

@@ -1,4 +1,4 @@
-"""Settings of the processes: typed, frozen, read once at start, all faults at once. A variable nobody knows is a fault."""
+"""Settings of the processes: typed, frozen, read once at start, all faults at once; an unknown variable is a fault."""
 
 import os
 from collections.abc import Mapping

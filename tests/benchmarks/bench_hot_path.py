@@ -1,11 +1,13 @@
-"""Bytes to findings beside bare ``orjson.loads``."""
+"""Bytes to columns and bytes to findings, beside bare ``orjson.loads``."""
 
 from collections.abc import Sequence
 
 import orjson
 
 from errata.ports import Record
-from tests.benchmarks.measure import Row, Variant, cost, interleaved, speed_ratio
+from tests.benchmarks import bench_decode
+from tests.benchmarks.events import events
+from tests.benchmarks.measure import Row, Scale, Variant, cost, interleaved, speed_ratio
 from tests.benchmarks.stages import LAP, Detecting, Stream
 
 CHUNK = 500
@@ -20,20 +22,55 @@ def scan(records: Sequence[Record]) -> int:
     return len(values)
 
 
-def rows(rounds: int) -> list[Row]:
+def rows(scale: Scale) -> list[Row]:
+    return [*_decode_rows(scale), *_stage_rows(scale)]
+
+
+def _decode_rows(scale: Scale) -> list[Row]:
+    """The cases of `bench_decode`, all in one interleaved run."""
+    variants: dict[str, Variant] = {}
+    for name, models, bad_share in bench_decode.CASES:
+        records, layouts = events(models, LAP, bench_decode.SEED, bad_share)
+        variants[f"errata, {name}"] = _counted(bench_decode._errata(records, layouts))
+        variants[f"orjson, {name}"] = _counted(bench_decode._orjson(records))
+    taken = interleaved(variants, scale.rounds)
+    names = [name for name, _, _ in bench_decode.CASES]
+    clean, bad = names[0], names[1]
+    made = [
+        Row(
+            f"decode / orjson.loads, {name}",
+            speed_ratio(taken, f"errata, {name}", f"orjson, {name}"),
+            "decode" if name == clean else None,
+            cost(taken, f"errata, {name}"),
+        )
+        for name in names
+    ]
+    ratio = speed_ratio(taken, f"errata, {bad}", f"errata, {clean}")
+    return [*made, Row("decode, 1 % bad rows / none", ratio, "decode_bad_rows")]
+
+
+def _counted(run: object) -> Variant:
+    assert callable(run)
+
+    def counted() -> int:
+        run()
+        return LAP
+
+    return Variant(counted)
+
+
+def _stage_rows(scale: Scale) -> list[Row]:
     stages = {
-        "5 models": Detecting(Stream(5)),
-        "5 models, 1 % bad": Detecting(Stream(5, 0.01)),
-        "whole stage": Detecting(Stream(5, 0.01), packed=True),
-        "50 models": Detecting(Stream(50)),
-        "500 models": Detecting(Stream(500)),
+        "hot path, 1 % bad rows": Detecting(Stream(5, 0.01), warm=scale.warm),
+        "hot path, clean": Detecting(Stream(5), warm=scale.warm),
+        "whole stage with changelog, 1 % bad rows": Detecting(Stream(5, 0.01), warm=scale.warm, packed=True),
     }
-    clean = Stream(5).take(LAP)
-    variants = {"orjson": Variant(lambda _: scan(clean))}
-    variants |= {name: Variant(one.lap, one.ready) for name, one in stages.items()}
-    taken = interleaved(variants, rounds)
+    baseline = Stream(5).take(LAP)
+    variants = {"orjson": Variant(lambda: scan(baseline))} | {name: one.variant() for name, one in stages.items()}
+    taken = interleaved(variants, scale.rounds)
     made = [Row("orjson.loads", 1.0, None, cost(taken, "orjson"))]
-    for name, one in stages.items():
-        made.append(Row(f"{name} / orjson", speed_ratio(taken, name, "orjson"), None, cost(taken, name)))
-        print(name, one.dead, one.dropped, one.opened().most_common(3), len(one.opened()), list(one.signals())[:3])
-    return made
+    for name in stages:
+        goal = None if name.startswith("whole") else "hot_path"
+        made.append(Row(f"{name} / orjson.loads", speed_ratio(taken, name, "orjson"), goal, cost(taken, name)))
+    opened = sum(sum(one.opened().values()) for one in stages.values())
+    return [*made, Row("hot path: cases where nothing is planted", opened, "false_findings")]

@@ -6,7 +6,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 from errata.adapters.decode_msgspec import MsgspecDecoder
@@ -19,11 +18,11 @@ from errata.domain.detection.statistics import WINDOW
 from errata.ports import Outgoing, Record, StateChange, StepResult
 from errata_services.anomaly_detector import AnomalyDetector
 from tests.benchmarks.events import START_US, events
+from tests.benchmarks.measure import Variant
 
 BATCH = 5_000  # records, the most of one transaction
 LAP = 20_000  # events, timed at once
 MADE_MODELS, SEED = 5, 20_260_105
-SEEN_IDS = 140_000  # more than one generation of the ids that are remembered
 _HEAD = re.compile(rb'^\{"event_id":"[0-9a-f]{32}","time":"[^"]{24}"')
 
 Fault = Callable[[int, bytes], bytes]  # (number of the model, value) -> value
@@ -94,7 +93,7 @@ class Stream:
 class Detecting:
     """A stage that judges a stream, and what it said so far."""
 
-    def __init__(self, stream: Stream, *, packed: bool = False, warm: int = SEEN_IDS) -> None:
+    def __init__(self, stream: Stream, *, warm: int, packed: bool = False) -> None:
         transport = MemoryTransport(TOPICS)
         producer = transport.producer("setup")
         producer.begin()
@@ -126,22 +125,25 @@ class Detecting:
         self.dropped.update(result.dropped)
         self.said += [Anomaly.model_validate_json(output.value or b"") for output in result.outputs]
 
-    def ready(self, round_: int) -> None:
+    def ready(self) -> None:
         """Make the next lap; what stands now is no business of the collector while it is timed."""
         self._lap = self.stream.take(LAP)
         gc.collect()
         gc.freeze()
 
-    def lap(self, round_: int) -> int:
+    def lap(self) -> int:
         return self.run(self._lap)
+
+    def variant(self) -> Variant:
+        return Variant(self.lap, self.ready)
 
     def opened(self) -> Counter[str]:
         """How many cases opened, by model."""
         return Counter(said.model.name for said in self.said if said.episode.state == "open")
 
-    def signals(self) -> set[tuple[str, str, str]]:
-        """(model, detector, subject) of all findings in cases."""
-        return {(said.model.name, found.detector, found.subject) for said in self.said for found in said.findings}
+    def signals(self) -> set[tuple[str, str]]:
+        """(model, detector) of all findings in cases."""
+        return {(said.model.name, found.detector) for said in self.said for found in said.findings}
 
 
 def name_of(number: int) -> str:

@@ -132,7 +132,7 @@ def test_a_source_that_forgets_its_position_is_found_out(
     whole: Made, file: Path, tables: Tables, tmp_path: Path
 ) -> None:
     """The control of the test before it: the comparison sees a loop that is wrong."""
-    crash = CrashPoints.raising("intake", "AFTER_COMMIT", 2)
+    crash = CrashPoints.raising("intake", "AFTER_COMMIT", 1)
     with chain_parts(tmp_path, *tables) as parts:
         assert run_with_crash(parts, file, crash, ForgetfulChain)
         catalogue, passed = made(parts, tmp_path)

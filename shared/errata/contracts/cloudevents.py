@@ -1,4 +1,4 @@
-"""CloudEvents 1.0 headers, binary mode, on what the stages write: routing and deduplication without reading the value."""
+"""CloudEvents 1.0 headers, binary mode, on what the stages write: for routing without reading the value."""
 
 from errata.contracts.anomalies import Anomaly
 from errata.contracts.strict import rfc3339

@@ -117,10 +117,9 @@ class _Pass:
     def run(self) -> Batch:
         for start in range(0, len(self._records), CHUNK):
             self._chunk(start, min(start + CHUNK, len(self._records)))
-        records = self._records
         at, received, keep = self._timed()
-        predictions = self._predictions.done(records, self._used, self._found, at, received, keep)
-        outcomes = self._outcomes.done(records)
+        predictions = self._predictions.done(self._used, self._found, at, received, keep)
+        outcomes = self._outcomes.done(self._records)
         self._leave_out_idle_layouts(predictions, outcomes)
         for plan in self._used:
             plan.slot = -1
@@ -158,7 +157,7 @@ class _Pass:
             plans.append(plan)
             indices.append(index)
         if rows:
-            self._predictions.add(rows, plans, indices, self._decoder)
+            self._predictions.add(rows, plans, indices, self._records, self._decoder)
         if outcomes:
             self._reduce_outcomes(outcomes)
 
@@ -235,7 +234,7 @@ class _Pass:
             _, are_times = instants_us([text for _, text in columns.other_times])
             good[[row for (row, _), is_time in zip(columns.other_times, are_times, strict=True) if not is_time]] = False
         good[columns.unanswered] = False
-        received = np.array([self._records[index].timestamp_us for index in columns.record], np.int64)
+        received = np.array(columns.received, np.int64)
         ahead = at - received > MAX_AHEAD_US
         for row in np.flatnonzero(~good | ahead).tolist():
             index = columns.record[row]
@@ -343,6 +342,9 @@ def _class_text(value: Any) -> str | None:
 class _PredictionColumns:
     def __init__(self) -> None:
         self.record: list[int] = []
+        self.received: list[int] = []
+        self._offset: list[int] = []
+        self._partition: list[int] = []
         self.times: list[str] = []
         self.other_times: list[tuple[int, str]] = []  # (row, text)
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
@@ -360,63 +362,83 @@ class _PredictionColumns:
         self._categories: list[Floats] = []
         self._others: list[int] = []
 
-    def add(self, rows: list[Any], plans: list[Plan], indices: list[int], decoder: MsgspecDecoder) -> None:
-        """One chunk of rows, attribute by attribute; nothing of the rows is kept but texts and numbers."""
+    def add(
+        self,
+        rows: list[Any],
+        plans: list[Plan],
+        indices: list[int],
+        records: Sequence[Record],
+        decoder: MsgspecDecoder,
+    ) -> None:
+        """One chunk of rows, field by field; nothing of the rows is kept but texts and numbers.
+
+        ``astuple`` reads fields by their place: attributes of hundreds of types overflow Python's attribute cache.
+        """
         first = len(self.record)
-        predicted = [row.prediction for row in rows]
+        columns = list(zip(*map(astuple, rows), strict=True))
+        ids, times, _, predicted, statuses, _, purposes, prediction_ids, sources, types, features, scores = columns[:12]
+        confidences, _, latencies, _, outcomes, _, _, _, _, recorded = columns[12:22]
+        mine = [records[index] for index in indices]
         self.record += indices
-        self.times += [row.time for row in rows]
+        self.received += [record.timestamp_us for record in mine]
+        self._offset += [record.offset for record in mine]
+        self._partition += [record.partition for record in mine]
+        self.times += times
         if None in predicted:
-            self._unanswered(rows, first)
+            self._unanswered(predicted, statuses, first)
         self._slot += [plan.slot for plan in plans]
-        self._ids += [row.event_id for row in rows]
-        self._prediction_ids += [row.prediction_id or row.event_id for row in rows]
-        self._purpose += [_PURPOSE[row.purpose] for row in rows]
-        self._status += [0 if (status := row.status) is None else _STATUS[status.code] for row in rows]
-        self._inline_outcomes(rows, plans, first)
-        self._own(rows, plans, first, decoder)
-        self._latency.append(np.array([row.latency_ms for row in rows], np.float64))
+        self._ids += ids
+        self._prediction_ids += [own or id_ for own, id_ in zip(prediction_ids, ids, strict=True)]
+        self._purpose += map(_PURPOSE.__getitem__, purposes)
+        self._status += [0 if status is None else _STATUS[status.code] for status in statuses]
+        self._inline_outcomes(outcomes, predicted, plans, first)
+        if sources.count(None) < len(ids) or types.count(PREDICTION_TYPE) < len(ids):
+            self._own_seeds(sources, types, plans, first, decoder)
+        if recorded.count(None) < len(ids):
+            self.other_times += [(row, text) for row, text in enumerate(recorded, first) if text is not None]
+        self._latency.append(np.array(latencies, np.float64))
         codes = [plan.predicted(value) for plan, value in zip(plans, predicted, strict=True)]
         self._predicted.append(np.array(codes, np.float64))
-        self._confidence.append(
-            np.array(
-                [
-                    own if (own := row.confidence) is not None or not row.scores else _score(row.scores, value)
-                    for row, value in zip(rows, predicted, strict=True)
-                ],
-                np.float64,
-            )
-        )
-        self._features([row.features for row in rows], plans)
+        shares = [
+            own if own is not None or not score else _score(score, value)
+            for own, score, value in zip(confidences, scores, predicted, strict=True)
+        ]
+        self._confidence.append(np.array(shares, np.float64))
+        self._features(features, plans)
 
-    def _unanswered(self, rows: list[Any], first: int) -> None:
-        for at, row in enumerate(rows, first):
-            if row.prediction is None and (row.status is None or row.status.code is None):
-                self.unanswered.append(at)
+    def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
+        for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):
+            if value is None and (status is None or status.code is None):
+                self.unanswered.append(row)
 
-    def _inline_outcomes(self, rows: list[Any], plans: list[Plan], first: int) -> None:
-        wrong = [-1] * len(rows)
-        for at, outcome in enumerate([row.outcome for row in rows]):
+    def _inline_outcomes(
+        self, outcomes: Sequence[Any], predicted: Sequence[Any], plans: list[Plan], first: int
+    ) -> None:
+        wrong = [-1] * len(outcomes)
+        for at, outcome in enumerate(outcomes):
             if outcome is None:
                 continue
             if plans[at].judges and outcome.kind == "ground_truth":
-                wrong[at] = judge(rows[at].prediction, outcome.value)
+                wrong[at] = judge(predicted[at], outcome.value)
             if outcome.observed_time is not None:
                 self.other_times.append((first + at, outcome.observed_time))
             if outcome.recorded_time is not None:
                 self.other_times.append((first + at, outcome.recorded_time))
         self._wrong += wrong
 
-    def _own(self, rows: list[Any], plans: list[Plan], first: int, decoder: MsgspecDecoder) -> None:
-        """What few events have: a source or type of their own, and a recorded time."""
-        for at, row in enumerate(rows):
-            source, kind, recorded = row.source, row.type, row.recorded_time
+    def _own_seeds(
+        self,
+        sources: Sequence[str | None],
+        types: Sequence[str],
+        plans: list[Plan],
+        first: int,
+        decoder: MsgspecDecoder,
+    ) -> None:
+        for at, (source, kind) in enumerate(zip(sources, types, strict=True)):
             if source is not None or kind != PREDICTION_TYPE:
                 layout = plans[at].layout
                 source = layout.model if source is None else source
                 self._seeds[first + at] = decoder.seed(layout.tenant, source, kind)
-            if recorded is not None:
-                self.other_times.append((first + at, recorded))
 
     def _features(self, features: Sequence[Any], plans: list[Plan]) -> None:
         numbers: list[Any] = []
@@ -436,7 +458,6 @@ class _PredictionColumns:
 
     def done(
         self,
-        records: Sequence[Record],
         plans: Sequence[Plan],
         found: Mapping[int, Found],
         at: Ints,
@@ -465,8 +486,8 @@ class _PredictionColumns:
             record=np.array(record, np.int64),
             layout=slot,
             purpose=np.array(self._purpose, np.int8)[keep],
-            offset=np.array([records[index].offset for index in record], np.int64),
-            partition=np.array([records[index].partition for index in record], np.int64),
+            offset=np.array(self._offset, np.int64)[keep],
+            partition=np.array(self._partition, np.int64)[keep],
             record_time_us=received[keep],
             time_us=at[keep],
             id_hash=id_hashes(ids, seeds[keep]),

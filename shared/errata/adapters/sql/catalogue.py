@@ -147,8 +147,9 @@ class SqlCatalogue:
         for tagged in cases:
             if tagged.episode.id not in held:
                 first.setdefault(tagged.episode.id, tagged)
-        # The order of a batch's partitions is the transport's affair; record time is the same in every run.
-        ordered = sorted(first.values(), key=lambda case: (case.time, case.episode.id))
+        # The order of a batch's partitions is the transport's affair; record time is the same in every run. At equal
+        # times the order they came in decides, so that it does not matter where a batch ends.
+        ordered = sorted(first.values(), key=lambda case: case.time)
         new_of = Counter(case.tenant for case in ordered)
         number = {tenant: self._take_numbers(connection, tenant, n) for tenant, n in sorted(new_of.items())}
         for case in ordered:

@@ -16,6 +16,8 @@ from errata.domain.catalogue.lifecycle import Revision, allowed_moves
 MAX_SHOWN = 160  # characters of one foreign text
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, format (bidi, zero width), surrogates …
 
+SHOWN_ROWS = 3  # of each role on the page of a case
+
 
 @dataclass(frozen=True, slots=True)
 class FindingLine:
@@ -128,7 +130,7 @@ def page(case: FailureCase, history: Sequence[Revision] = ()) -> Page:
         why=_why(case),
         findings=tuple(_finding_line(finding) for finding in _by_weight(case)),
         context=tuple(_context_line(entry, case.onset) for entry in case.context),
-        rows=tuple(_row_line(row) for row in case.rows),
+        rows=_row_lines(case.rows),
         history=tuple(_history_line(revision) for revision in history if revision.previous),
         next=_next(case),
     )
@@ -327,13 +329,25 @@ def _value(value: object) -> str:
     return f"{moved} ({who}change {clean(str(value['change_id']))})".strip()
 
 
+def _row_lines(rows: Sequence[EvidenceRow]) -> tuple[str, ...]:
+    """A few rows of each role: enough to see what failed beside what did not."""
+    shown = [row for role in ("exemplar", "control") for row in [r for r in rows if r.role == role][:SHOWN_ROWS]]
+    more = (f"… and {len(rows) - len(shown)} more, with --json",) if len(shown) < len(rows) else ()
+    return (*(_row_line(row) for row in shown), *more)
+
+
 def _row_line(row: EvidenceRow) -> str:
     start = f"{row.role} {clean(row.prediction_id, 40)}"
     if row.missing is not None:
         return f"{start}: not kept ({clean(row.missing)}), {clean(row.raw_ref)}"
     judged = [f"{name} {clean(_scalar(value))}" for name, value in _judged(row) if value is not None]
-    values = ", ".join(f"{clean(name, 40)}={clean(_scalar(value), 40)}" for name, value in _flat(row.values))
+    values = ", ".join(f"{clean(name, 40)}={_short(clean(_scalar(value), 40))}" for name, value in _flat(row.values))
     return f"{start}: {'; '.join([*judged, values] if values else judged)}"
+
+
+def _short(text: str) -> str:
+    """A pseudonym by its first digits, as many as tell two of them apart."""
+    return f"{text[:13]}…" if text.startswith("hmac:") else text
 
 
 def _judged(row: EvidenceRow) -> tuple[tuple[str, object], ...]:

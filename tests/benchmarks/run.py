@@ -1,0 +1,113 @@
+"""Runs the benchmarks and judges them by ``goals.toml``: ``python tests/benchmarks/run.py [--quick] [names…]``.
+
+Exits 1 and names each row that misses its goal.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_threads] = "1"  # before numpy is imported
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1])]
+
+import argparse
+import importlib
+import platform
+import time
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
+
+from tests.benchmarks.measure import FULL, QUICK, Row, Scale
+
+BENCHMARKS = ("hot_path", "models", "storm", "quality")
+PACKAGES = ("numpy", "msgspec", "orjson", "pydantic", "pyarrow")
+
+
+class GoalError(Exception):
+    """``goals.toml`` and the rows do not fit together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    side: Literal["at_least", "at_most"]
+    value: float
+
+    def met(self, measured: float) -> bool:
+        return measured >= self.value if self.side == "at_least" else measured <= self.value
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.side == 'at_least' else '≤'} {self.value:g}"
+
+
+def read_goals(path: Path) -> dict[str, Goal]:
+    goals: dict[str, Goal] = {}
+    for name, said in tomllib.loads(path.read_text(encoding="utf-8")).items():
+        match said:
+            case {"at_least": int() | float() as value, **rest} if not rest:
+                goals[name] = Goal("at_least", value)
+            case {"at_most": int() | float() as value, **rest} if not rest:
+                goals[name] = Goal("at_most", value)
+            case _:
+                raise GoalError(f"{path.name}: {name} must hold one number, at_least or at_most")
+    return goals
+
+
+def failing(rows: Iterable[Row], goals: Mapping[str, Goal]) -> list[Row]:
+    """The rows that miss their goals. Raises ``GoalError`` for a row whose goal is not written down."""
+    return [row for row in rows if not _verdict(row, goals)]
+
+
+def _verdict(row: Row, goals: Mapping[str, Goal]) -> bool:
+    if row.goal is None:
+        return True
+    if row.goal not in goals:
+        raise GoalError(f"{row.name}: no goal {row.goal!r} in goals.toml; write it there")
+    return goals[row.goal].met(row.measured)
+
+
+def table(rows: Sequence[Row], goals: Mapping[str, Goal]) -> str:
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'name':{width}}  {'measured':>9}  {'goal':>7}  verdict"]
+    for row in rows:
+        verdict = "" if row.goal is None else "ok" if _verdict(row, goals) else "BELOW GOAL"
+        goal = "" if row.goal is None else str(goals[row.goal])
+        lines.append(f"{row.name:{width}}  {row.measured:9.3f}  {goal:>7}  {verdict:10}  {row.detail}".rstrip())
+    return "\n".join(lines)
+
+
+def report(rows: Sequence[Row], goals: Mapping[str, Goal]) -> int:
+    """Print the table and what failed; the exit code."""
+    print(table(rows, goals))
+    missed = failing(rows, goals)
+    for row in missed:
+        assert row.goal is not None
+        print(f"below its goal: {row.name}: {row.measured:.3f}, goal {goals[row.goal]}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def measured(names: Sequence[str], scale: Scale) -> list[Row]:
+    made: list[Row] = []
+    for name in names:
+        start_s = time.perf_counter()
+        made += importlib.import_module(f"tests.benchmarks.bench_{name}").rows(scale)
+        print(f"{name}: {time.perf_counter() - start_s:.0f} s", file=sys.stderr)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run the benchmarks; exit 1 when a row misses its goal.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and permutations, under 90 s")
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help=f"of {', '.join(BENCHMARKS)}; all unless told")
+    asked = parser.parse_args(arguments)
+    goals = read_goals(HERE / "goals.toml")
+    print(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES), sep=", ")
+    return report(measured(asked.names or BENCHMARKS, QUICK if asked.quick else FULL), goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
