@@ -58,7 +58,7 @@ def fault(number: int, raw: bytes) -> bytes:
     elif kind == "latency_shift":
         event["latency_ms"] *= 4
     elif kind == "bad_status" and some:
-        event["status"] = "error"
+        event["status"] = {"code": "error"}
     elif kind == "error_rate" and "outcome" in event:
         event["outcome"]["value"] = "decline" if event["prediction"] == "approve" else "approve"
     return json.dumps(event, separators=(",", ":")).encode()

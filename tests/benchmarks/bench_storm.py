@@ -11,7 +11,7 @@ _AMOUNT = re.compile(rb'"m0_amount":-?[0-9.]+')
 
 
 def error_status(number: int, raw: bytes) -> bytes:
-    return raw.replace(b',"prediction":', b',"status":"error","prediction":', 1) if number == FAILING else raw
+    return raw.replace(b',"prediction":', b',"status":{"code":"error"},"prediction":', 1) if number == FAILING else raw
 
 
 def wrong_type(number: int, raw: bytes) -> bytes:

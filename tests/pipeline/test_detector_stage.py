@@ -79,15 +79,15 @@ def rich() -> list[Record]:
     mine = each(mine, range(20, 60), put(purpose="drill", prediction="maybe"))
     mine = each(mine, range(60, 100), put(purpose="backfill"))
     mine = each(mine, range(1_200, 1_900, 5), lambda event: event["features"].update(age="old"))
-    other = each(clean(2_000, 2, model=OTHER, name="f"), range(400, 700), feature(amount=990.0))
+    other = each(clean(2_000, 2, model=OTHER, name="f"), range(100, 400), feature(amount=990.0))
     late = clean(12, 3, name="late", start_us=START_US - HOUR_US)
     stream: list[Event] = []
     for i, event in enumerate(mine):
         stream.append(event)
         stream += [other[i]] if i < len(other) else []
         stream += [late[i // 200]] if i % 200 == 199 and i // 200 < len(late) else []
-        stream += [mine[i - 40]] if i % 97 == 60 else []  # a publisher's duplicate
-        stream += [outcome(i, i % 2 == 0, model=OTHER)] if 500 < i < 800 else []
+        stream += [mine[i - 40]] if i % 83 == 60 else []  # a publisher's duplicate
+        stream += [outcome(i, i % 2 == 0, model=OTHER)] if 100 < i < 300 else []
         stream += [tick(time_us(event) + SECOND_US)] if i % 150 == 149 else []
     return records(stream)
 

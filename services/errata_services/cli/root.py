@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from errata import __version__
+from errata.settings import read_settings
 from errata_services.cli import cases, contracts, demo, models, references, run, validate
 
 HELP = """Turn the prediction events of ML models into a catalogue of failure cases.
@@ -37,4 +38,4 @@ def _version(asked: bool) -> None:
 def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    pass
+    read_settings()  # a variable nobody knows is told before anything is done

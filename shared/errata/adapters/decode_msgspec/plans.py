@@ -42,6 +42,12 @@ _TYPES: dict[str, Any] = {
     "bool": bool,
     "vector": Vector,
 }
+# Types that a value of fits by its class alone; texts and vectors have a length too.
+_EASY: dict[str, frozenset[type]] = {
+    "number": frozenset({float, int}),
+    "integer": frozenset({int}),
+    "bool": frozenset({bool}),
+}
 
 
 class _Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -205,6 +211,7 @@ class Plan:
         self.categories = self.numbers + len(layout.categories)
         self.widths = (self.numbers, len(layout.categories), len(layout.others))
         self.kinds = tuple(features[name].type for name in self.names)
+        self.easy = tuple(_EASY.get(kind, frozenset()) for kind in self.kinds)
         self.absent: tuple[Any, ...] = (None,) * len(self.names)
         self.cells: tuple[dict[Any, float], ...] = tuple({**cells, UNUSABLE: UNUSABLE_CODE} for cells in layout.codes)
         self.other_cells = [cells.other if isinstance(cells, OpenCells) else float("nan") for cells in layout.codes]
@@ -272,17 +279,17 @@ class Plan:
     def fill(self, row: Any, found: Found) -> None:
         """Make an open row one of this layout: its features in their places, what breaks the contract in ``found``."""
         given = row.features or {}
-        row.features = tuple(self._feature(at, name, given.get(name), found) for at, name in enumerate(self.names))
+        get = given.get
+        values = [get(name) for name in self.names]
+        for at, (value, easy) in enumerate(zip(values, self.easy, strict=True)):
+            if value is not None and value.__class__ not in easy and not fits(self.kinds[at], value):
+                found.append((self.names[at], "type"))
+                values[at] = UNUSABLE_NUMBER if at < self.numbers else UNUSABLE
+        row.features = tuple(values)
         if len(given) > len(self.names) or not given.keys() <= self.known:
             self._extra(given, found)
         if self.output is not None:
             self._outputs(row, found)
-
-    def _feature(self, at: int, name: str, value: Any, found: Found) -> Any:
-        if value is None or fits(self.kinds[at], value):
-            return value
-        found.append((name, "type"))
-        return UNUSABLE_NUMBER if at < self.numbers else UNUSABLE
 
     def _extra(self, given: Mapping[str, Any], found: Found) -> None:
         for name, value in given.items():
