@@ -78,7 +78,7 @@ def batches(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
 
 def cases_of(parts: Parts) -> list[FailureCase]:
     """All cases of the catalogue in the order of their onsets."""
-    return sorted(parts.catalogue.cases(CaseQuery(limit=1_000)), key=lambda case: case.onset)
+    return sorted(parts.catalogue.cases(CaseQuery(limit=1_000)), key=lambda case: case.episode.onset)
 
 
 def tagged_of(parts: Parts) -> list[TaggedCase]:
