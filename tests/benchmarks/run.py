@@ -3,27 +3,26 @@
 Exits 1 and names each row that misses its goal.
 """
 
-import os
-import sys
-from pathlib import Path
-
-for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_threads] = "1"  # before numpy is imported
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[1])]
-
 import argparse
 import importlib
+import os
 import platform
+import sys
 import time
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
-from tests.benchmarks.measure import FULL, QUICK, Row, Scale
+HERE = Path(__file__).parent
+if __name__ == "__main__":  # run as a file: the package "tests" is not on the path
+    sys.path[:0] = [str(HERE.parents[1])]
 
+from tests.benchmarks.measure import FULL, QUICK, Row, Scale  # noqa: E402
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 BENCHMARKS = ("hot_path", "models", "storm", "quality")
 PACKAGES = ("numpy", "msgspec", "orjson", "pydantic", "pyarrow")
 
@@ -91,6 +90,7 @@ def report(rows: Sequence[Row], goals: Mapping[str, Goal]) -> int:
 
 
 def measured(names: Sequence[str], scale: Scale) -> list[Row]:
+    os.environ |= dict.fromkeys(THREADS, "1")  # before a benchmark imports numpy
     made: list[Row] = []
     for name in names:
         start_s = time.perf_counter()
@@ -99,14 +99,19 @@ def measured(names: Sequence[str], scale: Scale) -> list[Row]:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, measure: Callable[[Sequence[str], Scale], list[Row]] = measured
+) -> int:
     parser = argparse.ArgumentParser(description="Run the benchmarks; exit 1 when a row misses its goal.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and permutations, under 90 s")
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help=f"of {', '.join(BENCHMARKS)}; all unless told")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)}; all unless told")
     asked = parser.parse_args(arguments)
+    unknown = sorted(set(asked.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     goals = read_goals(HERE / "goals.toml")
     print(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES), sep=", ")
-    return report(measured(asked.names or BENCHMARKS, QUICK if asked.quick else FULL), goals)
+    return report(measure(asked.names or BENCHMARKS, QUICK if asked.quick else FULL), goals)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from errata.adapters.decode_msgspec import MsgspecDecoder
@@ -59,12 +60,18 @@ def contract(model: str = MODEL, **changes: Any) -> Contract:
 
 def clean(n: int, seed: int = 1, *, model: str = MODEL, start_us: int = START_US, name: str = "e") -> list[Event]:
     """``n`` events of one distribution, a second apart, each with its label: 10 % wrong, amounts missing at 1 %."""
+    events: list[Event] = msgspec.json.decode(_clean(n, seed, model, start_us, name))
+    return events
+
+
+@cache
+def _clean(n: int, seed: int, model: str, start_us: int, name: str) -> bytes:
     draw = np.random.default_rng(seed)
     amount, age = draw.gamma(4, 40, n).clip(0, 999), draw.integers(18, 90, n)
     colour, city = draw.choice(["blue", "green", "red"], n, p=[0.5, 0.3, 0.2]), draw.choice(CITIES, (2, n))
     score, latency = draw.beta(8, 2, n), draw.lognormal(4, 0.5, n)
     said, wrong, missing = draw.random(n) < 0.4, draw.random(n) < 0.1, draw.random(n) < 0.01
-    return [
+    events = [
         {
             "event_id": f"{name}-{i}",
             "time": instant(start_us + i * SECOND_US).isoformat(),
@@ -84,6 +91,7 @@ def clean(n: int, seed: int = 1, *, model: str = MODEL, start_us: int = START_US
         }
         for i in range(n)
     ]
+    return msgspec.json.encode(events)
 
 
 def tick(at_us: int, name: str = "") -> Event:
@@ -102,16 +110,29 @@ def outcome(i: int, wrong: bool, *, model: str = MODEL, start_us: int = START_US
     }
 
 
-@cache
 def reference(model: str = MODEL, seed: int = 1000) -> Reference:
-    events = clean(REFERENCE_EVENTS, seed, model=model)
+    """The reference of clean events; that of another model differs in its name only."""
+    return _reference(model, seed)
+
+
+@cache
+def _reference(model: str, seed: int) -> Reference:
+    if model != MODEL:
+        made = _reference(MODEL, seed).model_copy(update={"model": model})
+        return made.model_copy(update={"content_hash": content_hash(made)})
+    events = clean(REFERENCE_EVENTS, seed)
     return build_reference(
-        (PredictionEvent.model_validate_json(json.dumps(event)) for event in events), contract(model), dataset="clean"
+        (PredictionEvent.model_validate_json(msgspec.json.encode(event)) for event in events),
+        contract(),
+        dataset="clean",
     )
 
 
 def time_us(event: Mapping[str, Any]) -> int:
-    return instant_us(str(event.get("time") or event["observed_time"]))
+    return _us(event.get("time") or event["observed_time"])
+
+
+_us = cache(instant_us)
 
 
 def records(events: Iterable[Event], received_us: Callable[[Event], int] | None = None) -> list[Record]:
@@ -123,20 +144,20 @@ def records(events: Iterable[Event], received_us: Callable[[Event], int] | None 
         at_us = received_us(event) if received_us else time_us(event) + SECOND_US // 2
         model = event.get("model")
         key = model_key(event.get("tenant", "default"), model["name"]) if model else None
-        made.append(Record(topic, 0, offsets[topic], at_us, key, json.dumps(event).encode()))
+        made.append(Record(topic, 0, offsets[topic], at_us, key, msgspec.json.encode(event)))
         offsets[topic] += 1
     return made
 
 
 def each(events: Sequence[Event], rows: Iterable[int], change: Callable[[Event], object]) -> list[Event]:
     """The events with ``change`` applied to copies of some."""
-    copies: list[Event] = json.loads(json.dumps(events))
+    copies: list[Event] = msgspec.json.decode(msgspec.json.encode(events))
     for row in rows:
         change(copies[row])
     return copies
 
 
-# -- the stage ----------------------------------------------------------------------------------------------------------
+# -- the stage --------------------------------------------------------------------------------------------------------
 
 
 def stage(
@@ -211,7 +232,7 @@ def detect(events: Sequence[Event], size: int = 5_000, **changes: Any) -> Ran:
     return run(stage(**changes), records(events), size)
 
 
-# -- the bare engine ----------------------------------------------------------------------------------------------------
+# -- the bare engine --------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -234,11 +255,14 @@ class Bare:
         for start in range(0, len(stream), size):
             batch = decoder.decode(stream[start : start + size], layouts)
             of_purpose = np.array([slots[p] for p in PURPOSES])
-            yield start, engine.step(
-                batch,
-                of_purpose[batch.predictions.purpose],
-                of_purpose[batch.outcomes.purpose],
-                self.keep(batch),
-                np.ones(len(batch.outcomes), np.bool_),
-                lambda record, slot, start=start: f"{slot}@{start + record}",  # type: ignore[misc]
+            yield (
+                start,
+                engine.step(
+                    batch,
+                    of_purpose[batch.predictions.purpose],
+                    of_purpose[batch.outcomes.purpose],
+                    self.keep(batch),
+                    np.ones(len(batch.outcomes), np.bool_),
+                    lambda record, slot, start=start: f"{slot}@{start + record}",  # type: ignore[misc]
+                ),
             )

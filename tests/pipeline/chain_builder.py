@@ -45,9 +45,7 @@ def chain_parts(folder: Path, *tables: Contract | Reference, key: bytes = KEY) -
     transport = MemoryTransport(TOPICS)
     apply_tables(transport, *tables)
     try:
-        yield Parts(
-            transport, catalogue, Aead(key), key, MsgspecDecoder(key), LineRouter(), MemoryContextStore()
-        )
+        yield Parts(transport, catalogue, Aead(key), key, MsgspecDecoder(key), LineRouter(), MemoryContextStore())
     finally:
         catalogue.close()
         transport.close()
@@ -115,7 +113,7 @@ def census_lines(rows: int, *failures: stream.Planted) -> list[bytes]:
 
 
 def odd_lines(good: Sequence[bytes], name: str) -> list[bytes]:
-    """To follow ``good``: lines of every other kind: duplicates, outcomes, a late change, unlisted models, broken outputs, malformed."""
+    """To follow ``good``: lines of every other kind, with ids that begin with ``name``."""
     first, second = (json.loads(line) for line in good[-2:])
     at = second["time"]
     broken = [second | {"event_id": f"{name}-broken-{i}", "prediction": "neither"} for i in range(3)]

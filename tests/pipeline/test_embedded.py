@@ -207,7 +207,9 @@ def test_a_partial_window_stays_open_and_is_told(tables: Tables, tmp_path: Path)
         assert [case.subject for case in cases_of(parts)] == ["SEX"]
 
 
-def test_an_open_window_goes_on_in_the_next_run(whole: Made, lines: list[bytes], tables: Tables, tmp_path: Path) -> None:
+def test_an_open_window_goes_on_in_the_next_run(
+    whole: Made, lines: list[bytes], tables: Tables, tmp_path: Path
+) -> None:
     with chain_parts(tmp_path, *tables) as parts:
         for part in (lines[:650], lines[650:]):
             chain(parts).feed([part])

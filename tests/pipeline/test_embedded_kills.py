@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -50,11 +49,11 @@ def command(file: Path, data: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[ForkServerContext]:
+def processes() -> ForkServerContext:
     """Each process begins as a copy of one that has read the code already: reading it takes longer than the run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["errata_services.cli"])
-    yield context
+    return context
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_counts_of_windows_are_those_of_the_window_end() -> None:
     assert moves[-1].spell["events"] == 4 * WINDOW
 
 
-# -- onset --------------------------------------------------------------------------------------------------------------
+# -- onset ------------------------------------------------------------------------------------------------------------
 
 
 def onset_us(*marks: Mark) -> int:
@@ -194,7 +194,7 @@ def test_a_reopened_episode_keeps_its_onset() -> None:
     assert onset_us(*Script().marks("A . . . A")) == 500
 
 
-# -- what an episode shows ----------------------------------------------------------------------------------------------
+# -- what an episode shows --------------------------------------------------------------------------------------------
 
 
 def test_figures_are_those_of_the_strongest_firing() -> None:
@@ -233,11 +233,12 @@ def test_the_opening_finding_says_what_admitted_it() -> None:
 
 def test_findings_of_one_record_go_before_its_window_end_and_by_name() -> None:
     end, first, second = replace_end(3), signal("B", 3), signal("A", 3)
-    ordered = sorted([end, second, first], key=lambda mark: mark.order)
+    marks: list[Mark] = [end, second, first]
+    ordered = sorted(marks, key=lambda mark: mark.order)
     assert ordered == [first, second, end]
 
 
-# -- state --------------------------------------------------------------------------------------------------------------
+# -- state ------------------------------------------------------------------------------------------------------------
 
 WORDS = st.lists(st.sampled_from(["A", "B", "L", ".", ":", "a", "b", "ab", "l", "?"]), max_size=40)
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from tests.detectors.streams import MODEL, contract, reference
 
 from errata.contracts.models import ErrorSketch
 from errata.domain.detection.profile import (
@@ -16,7 +17,6 @@ from errata.domain.detection.profile import (
     reference_error_rate,
 )
 from errata.domain.layouts import compile_layout
-from tests.detectors.streams import MODEL, contract, reference
 
 
 def profile(with_reference: bool = True, changes: dict[str, Any] | None = None, **known: Any) -> Profile:

@@ -75,7 +75,7 @@ def test_a_small_reference_asks_for_more() -> None:
     assert share_threshold(0, 100) > share_threshold(0, 10_000)
 
 
-# -- drift --------------------------------------------------------------------------------------------------------------
+# -- drift ------------------------------------------------------------------------------------------------------------
 
 
 def plain_figures(window: list[int], reference: list[int]) -> tuple[float, float, float]:
@@ -104,9 +104,9 @@ def test_drift_figures_are_those_of_the_plain_formula(data: st.DataObject) -> No
         same = st.lists(st.integers(0, 5_000), min_size=len(window), max_size=len(window))
         features.append((window, data.draw(same.filter(lambda counts: sum(counts) > 0))))
     starts = np.cumsum([0, *(len(window) for window, _ in features)])[:-1].astype(np.int64)
-    flat = [np.concatenate([ints(*feature[side]) for feature in features]) for side in (0, 1)]
+    windows, references = (np.concatenate([ints(*feature[side]) for feature in features]) for side in (0, 1))
     for at, (window, reference) in enumerate(features):
-        found = [float(figure[at]) for figure in drift_figures(*flat, starts)]
+        found = [float(figure[at]) for figure in drift_figures(windows, references, starts)]
         assert found == pytest.approx(plain_figures(window, reference), abs=2e-6)
 
 
@@ -146,11 +146,11 @@ def test_the_standard_error_is_that_of_a_bootstrap(q: tuple[float, ...]) -> None
     assert abs(float(psi.mean()) - plain_figures([round(500_000 * share) for share in q], reference.tolist())[1]) < 0.02
 
 
-# -- merging of cells ---------------------------------------------------------------------------------------------------
+# -- merging of cells -------------------------------------------------------------------------------------------------
 
 
 def expected_of(counts: list[int], merged: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.bincount(merged, np.array(counts) * (WINDOW / max(sum(counts), 1)))
+    return np.bincount(merged, np.array(counts) * (WINDOW / max(sum(counts), 1))).astype(np.float64)
 
 
 @given(COUNTS, st.booleans())

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from errata.contracts import canonical
 from errata.domain.catalogue.text import clean
@@ -33,7 +34,7 @@ def models(
     table = Table("model", "events", "late", "windows", "open window", "judged by", box=None, pad_edge=False)
     for model in found:
         table.add_row(
-            clean(model["model"]),
+            Text(clean(model["model"])),  # a name is no markup
             f"{model['events']:,}",
             f"{model['late']:,}",
             f"{model['windows']:,}",

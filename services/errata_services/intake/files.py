@@ -47,14 +47,14 @@ class FileSource:
     def skip_known(self, stream: BinaryIO) -> int:
         """Move a file behind what was published of it before; 0 and its start if it is another file by now."""
         if self._bytes and self._digest_of_prefix(stream):
-            return self._bytes
+            return stream.tell()
         stream.seek(0)
         self._bytes, self._digest = 0, sha256()
         return 0
 
     def _digest_of_prefix(self, stream: BinaryIO) -> bool:
         left, digest = self._bytes, sha256()
-        while left and (part := stream.read(min(left, 1 << 20))):
+        while left and (part := _line(stream, left)):
             digest.update(part)
             left -= len(part)
         self._digest = digest
@@ -113,9 +113,7 @@ class FileSource:
 def lines_of(stream: BinaryIO, most: int) -> Iterator[list[bytes]]:
     """Lines in batches of at most ``most``. A line beyond the limit is cut; its rest is read and dropped."""
     batch: list[bytes] = []
-    while line := stream.readline(MAX_LINE_BYTES):
-        if not line.endswith(b"\n") and len(line) == MAX_LINE_BYTES:
-            line = _whole(stream, line)
+    while line := _line(stream):
         batch.append(line)
         if len(batch) == most:
             yield batch
@@ -124,8 +122,11 @@ def lines_of(stream: BinaryIO, most: int) -> Iterator[list[bytes]]:
         yield batch
 
 
-def _whole(stream: BinaryIO, line: bytes) -> bytes:
-    while rest := stream.readline(MAX_LINE_BYTES):
-        if rest.endswith(b"\n"):
-            break
+def _line(stream: BinaryIO, most_bytes: int = MAX_LINE_BYTES) -> bytes:
+    """The next line as it is kept: positions and digests count these bytes, not those that were cut off."""
+    line = stream.readline(min(most_bytes, MAX_LINE_BYTES))
+    if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+        while rest := stream.readline(MAX_LINE_BYTES):
+            if rest.endswith(b"\n"):
+                break
     return line

@@ -5,10 +5,11 @@ than the contract where that is cheap (numbers within ±9.2e18, so that no integ
 most 1,024 characters, so that none is over 4 KiB): a row they refuse is read again by the checks, which decide.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from errata.adapters.decode_msgspec.envelope import is_vector
@@ -168,18 +169,42 @@ _ROW: tuple[tuple[str, Any, Any], ...] = (
 FIELDS = tuple(name for name, _, _ in _ROW)
 
 
-def _row_type(name: str, in_default_tenant: bool = True, **types: Any) -> type[msgspec.Struct]:
+def _row_type(name: str, order: tuple[str, ...], in_default_tenant: bool = True, **types: Any) -> type[msgspec.Struct]:
     """A row type. An event that names no tenant is of tenant ``default``, so for others the field is required."""
+    rows = {field: (field, usual, default) for field, usual, default in _ROW}
     fields: list[Any] = [
         (field, types.get(field, usual))
         if default is msgspec.NODEFAULT or (field == "tenant" and not in_default_tenant)
         else (field, types.get(field, usual), default)
-        for field, usual, default in _ROW
+        for field, usual, default in map(rows.__getitem__, order)
     ]
     return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
 
 
-OpenRow: Any = _row_type("OpenRow")
+def arranged(known: Sequence[str], seen: Iterable[str]) -> tuple[str, ...]:
+    """The known names, those seen first and in the order seen.
+
+    msgspec looks for a field where the last one stood, one further: fields that come in the order of the type are
+    found at once, which is a third of the time of decoding.
+
+    >>> arranged(("a", "b", "c"), ["c", "x", "a"])
+    ('c', 'a', 'b')
+    """
+    first = [name for name in seen if name in known]
+    return (*first, *(name for name in known if name not in first))
+
+
+class Envelope:
+    """The open row type for one order of fields, and where each field stands in it."""
+
+    def __init__(self, order: tuple[str, ...]) -> None:
+        self.order = order
+        self.row: Any = _row_type("OpenRow", order)
+        self.decode: Callable[[bytes], Any] = msgspec.json.Decoder(self.row).decode
+        self.place = {name: at for at, name in enumerate(order)}
+
+
+OpenRow: Any = _row_type("OpenRow", FIELDS)
 
 
 class Unusable:
@@ -196,7 +221,10 @@ Found = list[tuple[str, str]]  # (feature or pointer, reason)
 class Plan:
     """How the events of one layout are decoded and what their values mean in columns."""
 
-    def __init__(self, layout: Layout, key: str) -> None:
+    def __init__(
+        self, layout: Layout, key: str, order: tuple[str, ...] = FIELDS, seen: Iterable[str] | None = None
+    ) -> None:
+        """``order`` of the envelope's fields; ``seen``: features in the order of an event, None before one came."""
         contract = layout.contract
         features = contract.features if contract else {}
         output = contract.output if contract else None
@@ -205,7 +233,14 @@ class Plan:
         self.given: Layout | None = layout  # None: nobody described the model
         self.seed = seed_of(key, layout.tenant, layout.model, PREDICTION_TYPE)
         self.outcome_seed = seed_of(key, layout.tenant, "", OUTCOME_TYPE)
-        self.names = layout.features
+        self.learnt = seen is not None
+        kinds = [arranged(names, seen or ()) for names in (layout.numbers, layout.categories, layout.others)]
+        self.names: tuple[str, ...] = tuple(name for names in kinds for name in names)
+        # Place j of the layout is place `places[kind][j]` of a row.
+        self.places = [
+            np.array([names.index(name) for name in given], np.int64)
+            for names, given in zip(kinds, (layout.numbers, layout.categories, layout.others), strict=True)
+        ]
         self.known = frozenset(self.names)
         self.numbers = len(layout.numbers)
         self.categories = self.numbers + len(layout.categories)
@@ -213,7 +248,8 @@ class Plan:
         self.kinds = tuple(features[name].type for name in self.names)
         self.easy = tuple(_EASY.get(kind, frozenset()) for kind in self.kinds)
         self.absent: tuple[Any, ...] = (None,) * len(self.names)
-        self.cells: tuple[dict[Any, float], ...] = tuple({**cells, UNUSABLE: UNUSABLE_CODE} for cells in layout.codes)
+        codes = dict(zip(layout.categories, layout.codes, strict=True))
+        self.cells: tuple[dict[Any, float], ...] = tuple({**codes[n], UNUSABLE: UNUSABLE_CODE} for n in kinds[1])
         self.other_cells = [cells.other if isinstance(cells, OpenCells) else float("nan") for cells in layout.codes]
         self.output = output.type if output else None
         self.score_names = frozenset(output.classes) if output and output.type == "class" and output.classes else None
@@ -222,9 +258,9 @@ class Plan:
         self.predicted = self._predicted()
         self.decode: Callable[[bytes], Any] | None = None
         if contract and len(self.names) <= MAX_FEATURES:
-            self.decode = msgspec.json.Decoder(self._type()).decode
+            self.decode = msgspec.json.Decoder(self._type(order)).decode
 
-    def _type(self) -> type[msgspec.Struct]:
+    def _type(self, order: tuple[str, ...]) -> type[msgspec.Struct]:
         layout = self.layout
         places = {f"f{at}": name for at, name in enumerate(self.names)}
         features = msgspec.defstruct(
@@ -242,7 +278,7 @@ class Plan:
         )
         types: dict[str, Any] = {"features": features, "model": model}
         types["tenant"] = Literal[layout.tenant]
-        return _row_type("Row", layout.tenant == "default", **self._output_types(types))
+        return _row_type("Row", order, layout.tenant == "default", **self._output_types(types))
 
     def _output_types(self, types: dict[str, Any]) -> dict[str, Any]:
         if self.output == "class":
