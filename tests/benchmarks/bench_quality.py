@@ -74,12 +74,14 @@ class Outcome:
 
 
 def _census_rows(scale: Scale) -> list[Row]:
-    in_order = [Pass(seed, None) for seed in REFERENCE_SEEDS]
-    permuted = [Pass(seed, number) for number in range(scale.permutations) for seed in REFERENCE_SEEDS]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(2, os.cpu_count() or 1)) as pool:
-        outcomes = pool.map(judge, in_order + permuted, chunksize=1)
-    ordered, mixed = outcomes[: len(in_order)], outcomes[len(in_order) :]
+    orders = (None, *range(scale.permutations))
+    passes = [Pass(seed, order) for seed in REFERENCE_SEEDS for order in orders]
+    processes = min(2, os.cpu_count() or 1)
+    each = -(-len(passes) // processes)  # neighbours share a reference, which takes as long as a pass to build
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        outcomes = pool.map(judge, passes, chunksize=each)
+    ordered = [one for one in outcomes if one.run.permutation is None]
+    mixed = [one for one in outcomes if one.run.permutation is not None]
     judged = sum(one.events for one in mixed)
     return [
         Row("census in order: cases, five references", _cases(ordered), "stream_cases", _shown(ordered)),

@@ -17,10 +17,11 @@ class Scale:
     warm: int
     permutations: int
     streams: int = 40
+    quick: bool = False
 
 
-FULL = Scale(rounds=7, warm=140_000, permutations=10)  # warm: one generation of the ids that are remembered, and more
-QUICK = Scale(rounds=5, warm=20_000, permutations=1)
+FULL = Scale(rounds=9, warm=140_000, permutations=10)  # warm: one generation of the ids that are remembered, and more
+QUICK = Scale(rounds=3, warm=10_000, permutations=1, quick=True)
 
 
 @dataclass(frozen=True, slots=True)
