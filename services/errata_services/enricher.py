@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from errata.contracts import Anomaly, ChangeEvent, Contract, EvidenceRow, Outcome, PredictionEvent, RowRef
 from errata.contracts.cloudevents import cloud_event
 from errata.contracts.reading import read_message
+from errata.contracts.refusals import parse_change
 from errata.contracts.strict import to_us
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES
 from errata.domain.diagnosis.context import (
@@ -65,7 +66,7 @@ class Enricher:
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
         for record in self._transport.read_from((CHANGES, partition)):
-            change = read_message(ChangeEvent, record.value)
+            change = _read(record)
             if isinstance(change, ChangeEvent):
                 self._unstored.append((change, record.timestamp_us))
 
@@ -144,9 +145,12 @@ class Enricher:
 
 
 def _read(record: Record) -> Anomaly | ChangeEvent | Refused:
-    if record.topic == CHANGES:
-        return read_message(ChangeEvent, record.value)
-    return read_message(Anomaly, record.value)
+    if record.topic != CHANGES:
+        return read_message(Anomaly, record.value)
+    try:
+        return parse_change(record.value or b"", record_time_us=record.timestamp_us)
+    except Refused as refusal:
+        return refusal
 
 
 def _model(anomaly: Anomaly) -> tuple[str, str]:

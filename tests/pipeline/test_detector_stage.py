@@ -363,7 +363,6 @@ def test_an_invalid_output_of_a_late_event_opens() -> None:
     assert ran.late == 1
 
 
-@pytest.mark.xfail(reason="late events share the counts and onsets of a batch, not of a window", strict=True)
 @pytest.mark.parametrize("rows", [3, 20])
 def test_late_events_are_judged_the_same_in_any_batches(rows: int) -> None:
     late = [put_time(e, -30 * MINUTE_US) for e in clean(rows, 3, name="late")]

@@ -22,7 +22,7 @@ ANOMALIES = "errata.anomalies.v1"
 ENRICHED = "errata.enriched.v1"
 TAGGED = "errata.tagged.v1"
 LEDGER = "errata.ledger"
-INTAKE_POSITIONS = "errata.intake.positions"
+INTAKE_POSITIONS = "errata.intake.state"
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,7 @@ class Plan:
         self.slot = -1  # index in the layouts of the batch at hand
         self.rows: list[Any] = []  # that wait to become columns, and their records' indices
         self.indices: list[int] = []
+        self.mixed = False  # whether some of them came by another way than the typed one
         self.given: Layout | None = layout  # None: nobody described the model
         self.seed = seed_of(key, layout.tenant, layout.model, PREDICTION_TYPE)
         self.outcome_seed = seed_of(key, layout.tenant, "", OUTCOME_TYPE)

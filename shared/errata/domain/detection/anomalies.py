@@ -17,7 +17,7 @@ def case_id(tenant: str, model: str, slice_: str, event_key: str) -> str:
     """UUIDv5 of who failed and the key of the opening event: the same after any replay, on any version.
 
     >>> case_id("default", "fraud", "", '["default","fraud","errata.prediction.v1","e-1"]')
-    'CASE_ID'
+    'f71f2020-ee6a-5344-a761-71aa166bd43b'
     """
     return str(uuid5(CASES, canonical([tenant, model, slice_, event_key]).decode()))
 

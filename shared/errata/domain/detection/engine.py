@@ -223,18 +223,16 @@ class _Run:
             )
 
     def _late_points(self, flags: Pairs, first: int, last: int, wave: Ints) -> None:
-        """Late rows are judged for what one event alone may open; windows do not see them."""
+        """Late rows are judged for what one event alone may open, each by itself; windows do not see them."""
         late = np.flatnonzero(wave < 0) + first
         late = late[self.keep[flags.row[late]] & self.state.tables.admitted[flags.target[late]]]
-        if not len(late):
-            return
-        pairs = Pairs(flags.row[late], flags.target[late])
-        for target, row in zip(pairs.target, pairs.row, strict=True):
-            if self.state.first_us[target] < 0:
-                self.state.first_us[target] = self.time_us[row]
-        hits = reached(pairs.row, pairs.target, self.state.counts, self.state, self.slot_of_counter)
-        view = self._view(pairs, self.counted.milli[late], [hit for hit in hits if hit.isolated], [])
-        self._detect(view)
+        hits = []
+        for target, row in zip(flags.target[late], flags.row[late], strict=True):
+            slot = self.state.slot(int(self.slot_of_counter[target]))
+            place = int(target) - slot.counter_base
+            hits.append(Reached(slot, place, slot.profile.counters[place], int(row), 1, True))
+        if hits:
+            self._detect(self._view(_no_pairs(), _none(), hits, []))
 
     def _view(self, flags: Pairs, milli: Ints, hits: Sequence[Reached], ended: Sequence[Ended]) -> Wave:
         return Wave(self.p, self.slots, self.time_us, flags, milli, hits, ended, self.state)

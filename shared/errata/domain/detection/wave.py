@@ -126,7 +126,7 @@ class Wave:
             value=1.0 if hit.isolated else round(hit.count / WINDOW, DIGITS),
             threshold=1.0 if hit.isolated else round(hit.counter.threshold / WINDOW, DIGITS),
             direction="up",
-            onset_us=int(self.state.first_us[counter]),
+            onset_us=int(self.time_us[hit.row]) if hit.isolated else int(self.state.first_us[counter]),
             time_us=int(self.time_us[hit.row]),
             record_time_us=int(self.p.record_time_us[hit.row]),
             count=hit.count,
