@@ -1,6 +1,7 @@
 """The tagger: gives each enriched anomaly its diagnosis, by the taxonomy and rules in force."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from errata.contracts import EnrichedAnomaly
 from errata.contracts.cloudevents import cloud_event
@@ -14,6 +15,11 @@ from errata.errors import Refused
 from errata.ports import DeadInput, Outgoing, Record, StepResult
 
 
+@cache
+def _package_rules() -> Ruleset:
+    return default_rules(default_taxonomy())
+
+
 class Tagger:
     """The stage from ``errata.enriched.v1`` to ``errata.tagged.v1``, keyed by case id. Holds no state."""
 
@@ -24,7 +30,7 @@ class Tagger:
     def __init__(self, taxonomy: Taxonomy | None = None, rules: Ruleset | None = None) -> None:
         """Without a taxonomy or rules, those of the package. Raises ``Misconfigured`` if they do not fit together."""
         self._taxonomy = taxonomy if taxonomy is not None else default_taxonomy()
-        self._rules = rules if rules is not None else default_rules(self._taxonomy)
+        self._rules = rules if rules is not None else _package_rules() if taxonomy is None else default_rules(taxonomy)
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
         pass

@@ -17,6 +17,8 @@ from errata_services.bootstrap import Parts
 from errata_services.demo.stream import CLEAN_ROWS, MODEL, DemoPlan, Planted, Truth, events, plan, truth
 from errata_services.tagger import Tagger
 
+pytestmark = pytest.mark.whole
+
 NEAR = timedelta(seconds=500)  # a window; the stream has one event a second
 Tables = tuple[Contract, Reference]
 

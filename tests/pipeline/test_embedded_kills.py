@@ -29,6 +29,8 @@ from errata_services.bootstrap import CATALOGUE_FILE, REDACTION_KEY_FILE, Parts,
 from errata_services.demo.stream import Planted
 from errata_services.embedded import Embedded
 
+pytestmark = pytest.mark.whole
+
 KILLED_BATCH = 250
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.whole
+
 DEMO = Path(__file__).parents[2] / "services/errata_services/demo"
 FILE = DEMO / "census_employment.csv.gz"
 SOURCE = Path(__file__).parents[3] / "shared/data/nannyml"

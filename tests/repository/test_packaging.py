@@ -13,6 +13,8 @@ import pytest
 
 import errata
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[2]
 NOT_HERE = ("No solution found", "not found in the cache", "network was disabled", "Failed to resolve requirements")
 

@@ -28,6 +28,8 @@ from errata_services.demo.stream import (
     truth,
 )
 
+pytestmark = pytest.mark.whole
+
 SEEDS = range(40)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any, Final, get_args
 
@@ -58,6 +59,7 @@ def load_taxonomy(text: str) -> Taxonomy:
     return Taxonomy(version_of(document, "taxonomy"), tags)
 
 
+@cache
 def default_taxonomy() -> Taxonomy:
     """The taxonomy that comes with the package."""
     return load_taxonomy(resources.files(__package__).joinpath("taxonomy.yaml").read_text("utf-8"))
