@@ -35,7 +35,11 @@ lint: $(BIN)/.ready  ## ruff, mypy strict, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint  ## lint, types, layers and the tests of every part; under a minute
+check: $(BIN)/.ready  ## lint, types, layers and the tests of every part; under a minute
+	@$(MAKE) --no-print-directory -j 2 -Otarget lint parts
+
+.PHONY: parts
+parts: $(BIN)/.ready
 	$(BIN)/pytest -q -n 2 -m "not whole"
 
 test: lint  ## everything there is to test: also whole demo streams, killed processes, built wheels

@@ -120,7 +120,7 @@ def test_the_rich_stream_is_rich() -> None:
     assert ran.late > 5
 
 
-@pytest.mark.parametrize("size", [7, 500])
+@pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.whole), 500])
 def test_batches_of_any_size_give_the_same_bytes(size: int) -> None:
     ran, expected = whole(size), whole(5_000)
     assert ran.outputs == expected.outputs

@@ -86,7 +86,7 @@ def run_with_crash(parts: Parts, file: Path, crash: CrashPoints, kind: type[Embe
     return False
 
 
-@pytest.mark.parametrize("size", [7, 499, 5_000])
+@pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.whole), 499, 5_000])
 def test_batches_of_any_size_give_equal_bytes(
     size: int, whole: Made, file: Path, tables: Tables, tmp_path: Path
 ) -> None:
@@ -95,6 +95,7 @@ def test_batches_of_any_size_give_equal_bytes(
         assert made(parts, tmp_path) == whole
 
 
+@pytest.mark.whole
 def test_line_by_line_gives_equal_bytes(lines: list[bytes], tables: Tables, tmp_path: Path) -> None:
     found = []
     for size in (1, 500):
@@ -106,7 +107,7 @@ def test_line_by_line_gives_equal_bytes(lines: list[bytes], tables: Tables, tmp_
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("nth", [1, pytest.param(2, marks=pytest.mark.whole)])
 @pytest.mark.parametrize(("stage", "point"), EVERY_POINT)
 def test_a_crash_anywhere_leaves_no_trace(
     stage: str, point: str, nth: int, whole: Made, file: Path, tables: Tables, tmp_path: Path

@@ -16,6 +16,7 @@ def case_of(
     tagged: TaggedCase, short_id: str, opened_at: datetime, closed_at: datetime | None, rev: int
 ) -> FailureCase:
     """The machine's document of a case as of one ``episode.seq``. ``status`` and people's fields keep their defaults.
+    Its onset is the episode's, not that of the finding that moved it last.
 
     A tagged message that carries fields of the catalogue among its unknown ones does not get to set them.
     """
@@ -27,6 +28,7 @@ def case_of(
             "case_id": tagged.episode.id,
             "short_id": short_id,
             "opened_at": opened_at,
+            "onset": tagged.episode.onset,
             "last_seen": tagged.episode.last_seen,
             "closed_at": closed_at,
             "rev": rev,

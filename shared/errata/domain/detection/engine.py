@@ -114,6 +114,8 @@ class _Run:
         ahead = p.time_us > p.record_time_us + AHEAD_US
         self.time_us = np.where(ahead, p.record_time_us, p.time_us)
         self.out.clamped = int((ahead & keep).sum())
+        if self.out.clamped:
+            np.add.at(self.state.fixed[:, at.CLAMPED], slots[ahead & keep], 1)
         self.late = np.zeros(len(p), np.bool_)
         self.profiles = self.state.tables.profiles
         self.slot_of_counter = self.state.tables.slot_of_counter

@@ -35,7 +35,7 @@ def wanted_changes(anomaly: Anomaly) -> tuple[str, str, int, int, int]:
 
     A replay sees no more than the first run did: what arrived after the finding stays out, whatever time it carries.
     """
-    onset_us = to_us(anomaly.onset)
+    onset_us = to_us(anomaly.episode.onset)
     return anomaly.tenant, anomaly.model.name, onset_us - LOOK_BACK_US, onset_us, to_us(anomaly.time)
 
 
@@ -49,7 +49,7 @@ def change_entries(anomaly: Anomaly, changes: Sequence[ChangeEvent] | None) -> l
 
 
 def _change_entry(anomaly: Anomaly, change: ChangeEvent) -> ContextEntry:
-    before_s = (to_us(anomaly.onset) - to_us(change.time)) / 1_000_000
+    before_s = (to_us(anomaly.episode.onset) - to_us(change.time)) / 1_000_000
     fields = {
         "change_id": change.change_id,
         "from": change.from_,
