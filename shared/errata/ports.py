@@ -223,12 +223,6 @@ class Cipher(Protocol):
     def open(self, sealed: bytes, context: bytes) -> bytes: ...
 
 
-class RecordReader(Protocol):
-    """Reads single records back by their place; a ``Transport`` is one."""
-
-    def read_at(self, partition: TopicPartition, offsets: Sequence[int]) -> list[Record | None]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class SinkDeadLetter:
     """A record the catalogue could not take. ``payload`` is sealed, or None without a cipher."""

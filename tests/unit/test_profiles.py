@@ -93,7 +93,6 @@ def test_absent_and_null_are_missing_and_a_required_one_is_a_violation_too() -> 
     assert (built.sketches["age"].n, built.sketches["age"].missing) == (1, 2)
     assert (built.sketches["plan"].n, built.sketches["plan"].missing) == (1, 2)
     assert built.violations == {"age": {"missing": 2}}
-    assert built.missing_share == pytest.approx(10 / 12)
 
 
 @pytest.mark.parametrize(

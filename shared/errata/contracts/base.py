@@ -6,13 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from errata.contracts.strict import Instant, JsonBag, Text
+from errata.contracts.strict import Instant, Text
 
 __all__ = [
     "Fields",
     "FiniteNumber",
     "Instant",
-    "JsonBag",
     "Message",
     "NonNegative",
     "Part",

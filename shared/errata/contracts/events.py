@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from errata.contracts.base import FiniteNumber, Instant, JsonBag, Message, NonNegative, Part, Text
+from errata.contracts.base import FiniteNumber, Instant, Message, NonNegative, Part, Text
 from errata.contracts.strict import MAX_VECTOR
 
 Purpose = Literal["live", "drill", "heartbeat", "backfill", "tick"]
@@ -195,6 +195,3 @@ class MetricPoint(Message):
     labels: dict[Text, Text] = {}
     unit: Text | None = None
     source: Text | None = None
-
-
-EventBag = JsonBag

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from errata.contracts.base import FiniteNumber, Instant, Message, NonNegative, Part, Share, Text
+from errata.contracts.base import FiniteNumber, Instant, Message, NonNegative, Part, Text
 from errata.contracts.events import Name
 
 FeatureType = Literal["number", "integer", "category", "text", "bool", "vector"]
@@ -171,4 +171,3 @@ class Reference(Message):
     statuses: dict[Text, Count] = {}
     violations: dict[Text, dict[Text, Count]] = {}
     error: ErrorSketch = ErrorSketch()
-    missing_share: Share | None = None

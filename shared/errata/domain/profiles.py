@@ -277,8 +277,6 @@ class _Tally:
 
     def reference(self, dataset: str | None, created: datetime | None) -> Reference:
         tenant, model = self.whose or ("default", "")
-        values = self.answered * len(self.features)
-        missing = sum(feature.missing for feature in self.features.values())
         latencies = self.latencies_ms
         confidences = self.confidences
         return Reference(
@@ -298,7 +296,6 @@ class _Tally:
             statuses=dict(sorted(self.statuses.items())),
             violations={name: dict(sorted(self.violations[name].items())) for name in sorted(self.violations)},
             error=ErrorSketch(outcomes=self.outcomes, wrong=self.wrong),
-            missing_share=missing / values if values else None,
         )
 
 

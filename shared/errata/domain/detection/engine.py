@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from errata.contracts.topics import OUTCOMES as OUTCOMES_TOPIC
 from errata.contracts.topics import PREDICTIONS
-from errata.domain.columns import PURPOSES, Batch, Tick
+from errata.domain.columns import Batch, Tick
 from errata.domain.detection import state as at
 from errata.domain.detection.bad_status import BadStatus
 from errata.domain.detection.confidence_shift import ConfidenceShift
@@ -49,7 +49,6 @@ LATE_US = 10 * MINUTE_US  # behind a model's newest event: catalogued and counte
 AHEAD_US = 5 * MINUTE_US  # ahead of the record time: clamped and counted
 WINDOW_AGE_US = 15 * MINUTE_US
 UNJUDGED_AGE_US = 24 * 60 * MINUTE_US
-BACKFILL = PURPOSES.index("backfill")
 
 
 @dataclass(slots=True)

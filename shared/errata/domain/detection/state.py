@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from errata.domain.columns import PURPOSES, Layout
+from errata.domain.columns import Layout
 from errata.domain.detection.episodes import SlotEpisodes
 from errata.domain.detection.profile import Profile, compile_profile, padded_edges
 
@@ -291,7 +291,3 @@ def bank_increments(p0: float) -> list[list[int]]:
 
 def _sampled(row: Sequence[Any]) -> Sampled:
     return int(row[0]), str(row[1]), int(row[2]), int(row[3]), str(row[4])
-
-
-def purpose_name(code: int) -> str:
-    return PURPOSES[code]
