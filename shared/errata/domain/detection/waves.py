@@ -23,6 +23,7 @@ from errata.domain.detection.state import SAMPLE, Ints, State
 
 # Rows whose hash lies in the lowest eighth may become samples: 62 of 500 expected, eight wanted.
 SAMPLED_BELOW = np.uint64(1 << 61)
+BLOCK = 8_192  # values
 MISSING, TYPE, RANGE, UNSEEN, REQUIRED = range(len(FEATURE_KINDS))
 
 
@@ -55,12 +56,14 @@ def search_bins(values: NDArray[np.float64], channels: Ints, edges: NDArray[np.f
     [0, 1, 2]
     """
     flat = edges.ravel()
-    below = channels * edges.shape[1] - 1  # the last edge known to lie at or below the value
-    first = below
-    for step in (8, 4, 2, 1):
-        probe = below + step
-        below = np.where(flat[probe] <= values, probe, below)
-    bins: Ints = below - first
+    bins = np.empty(len(values), np.int64)
+    for start in range(0, len(values), BLOCK):  # temporaries that stay in the cache: twice as fast
+        part = values[start : start + BLOCK]
+        first = channels[start : start + BLOCK] * edges.shape[1] - 1
+        below = first  # the last edge known to lie at or below the value
+        for step in (8, 4, 2, 1):
+            below = below + step * (flat.take(below + step) <= part)
+        bins[start : start + BLOCK] = below - first
     return bins
 
 
