@@ -154,6 +154,7 @@ class _Pass:
                 self._chunk(key, indices[start : start + CHUNK])
         for plan in self._used:  # rows of a model that came under another key
             self._flush(plan)
+        self._predictions.spread(self._records, self._decoder)
         self._reduce_outcomes(outcomes)
         at, received, keep = self._timed()
         predictions = self._predictions.done(self._used, self._found, at, received, keep)
@@ -401,7 +402,7 @@ class _PredictionColumns:
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
         self._offset = bytearray()
         self._partition = bytearray()
-        self._slot: list[NDArray[Any]] = []
+        self._slot = bytearray()
         self._ids: list[str] = []
         self._prediction_ids: list[str] = []
         self._purpose = bytearray()
@@ -412,25 +413,47 @@ class _PredictionColumns:
         self._predicted = bytearray()
         self._confidence = bytearray()
         self._features: tuple[list[NDArray[Any]], ...] = ([], [], [])  # numbers, categories, others
+        self._waiting: list[tuple[Any, ...]] = []  # rows of any models, until there are enough
+        self._indices: list[int] = []
+        self._groups: list[tuple[Plan, int]] = []  # whose they are
 
     def add(self, plan: Plan, records: Sequence[Record], decoder: MsgspecDecoder) -> None:
-        """The rows that wait at a plan, field by field; nothing of them is kept but texts and numbers.
+        """The rows that wait at a plan. What only the plan can read is read now, the rest with other models' rows.
 
         ``astuple`` reads fields by their place: attributes of hundreds of types overflow Python's attribute cache.
         """
-        first, n = self.rows, len(plan.rows)
+        place = decoder.envelope.place
+        rows = list(map(astuple, plan.rows))
+        at, wanted = place["prediction"], place["features"]
+        self._predicted += _doubles(list(map(plan.predicted, [row[at] for row in rows])))
+        features = [row[wanted] for row in rows]
+        plan.mixed = plan.mixed or None in features
+        self._add_features(features, plan)
+        plan.mixed = False
+        self._waiting += rows
+        self._indices += plan.indices
+        self._groups.append((plan, len(rows)))
+        if len(self._waiting) >= CHUNK:
+            self.spread(records, decoder)
+
+    def spread(self, records: Sequence[Record], decoder: MsgspecDecoder) -> None:
+        """The rows that wait, field by field; nothing of them is kept but texts and numbers."""
+        if not self._waiting:
+            return
+        first, n = self.rows, len(self._waiting)
         self.rows += n
-        columns = tuple(zip(*map(astuple, plan.rows), strict=True))
+        columns = tuple(zip(*self._waiting, strict=True))
         place = decoder.envelope.place
         ids, predicted, statuses = (columns[place[name]] for name in ("event_id", "prediction", "status"))
         prediction_ids, sources, types = (columns[place[name]] for name in ("prediction_id", "source", "type"))
-        mine = [records[index] for index in plan.indices]
+        mine = [records[index] for index in self._indices]
         whole = _packer("q", n)
-        self._record += whole(*plan.indices)
+        self._record += whole(*self._indices)
         self._received += whole(*[record.timestamp_us for record in mine])
         self._offset += whole(*[record.offset for record in mine])
         self._partition += whole(*[record.partition for record in mine])
-        self._slot.append(np.full(n, plan.slot, np.int64))
+        plans = [plan for plan, rows in self._groups for _ in range(rows)]
+        self._slot += whole(*[plan.slot for plan in plans])
         self.times += columns[place["time"]]
         self._ids += ids
         if prediction_ids.count(None) == n:
@@ -444,14 +467,13 @@ class _PredictionColumns:
             self._status += bytes([0 if status is None else _STATUS[status.code] for status in statuses])
         if None in predicted:
             self._unanswered(predicted, statuses, first)
-        self._inline_outcomes(columns[place["outcome"]], predicted, plan, first)
+        self._inline_outcomes(columns[place["outcome"]], predicted, plans, first)
         if sources.count(None) < n or types.count(PREDICTION_TYPE) < n:
-            self._own_seeds(sources, types, plan, first, decoder)
+            self._own_seeds(sources, types, plans, first, decoder)
         recorded = columns[place["recorded_time"]]
         if recorded.count(None) < n:
             self.other_times += [(row, text) for row, text in enumerate(recorded, first) if text is not None]
         self._latency += _doubles(columns[place["latency_ms"]])
-        self._predicted += _doubles(list(map(plan.predicted, predicted)))
         shares: Sequence[float | None] = columns[place["confidence"]]
         if None in shares:
             shares = [
@@ -459,23 +481,22 @@ class _PredictionColumns:
                 for own, score, value in zip(shares, columns[place["scores"]], predicted, strict=True)
             ]
         self._confidence += _doubles(shares)
-        features = columns[place["features"]]
-        plan.mixed = plan.mixed or None in features
-        self._add_features(features, plan)
-        plan.mixed = False
+        self._waiting, self._indices, self._groups = [], [], []
 
     def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
         for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):
             if value is None and (status is None or status.code is None):
                 self.unanswered.append(row)
 
-    def _inline_outcomes(self, outcomes: Sequence[Any], predicted: Sequence[Any], plan: Plan, first: int) -> None:
+    def _inline_outcomes(
+        self, outcomes: Sequence[Any], predicted: Sequence[Any], plans: Sequence[Plan], first: int
+    ) -> None:
         wrong = array("b", [-1]) * len(outcomes)
         if outcomes.count(None) < len(outcomes):
             for at, outcome in enumerate(outcomes):
                 if outcome is None:
                     continue
-                if plan.judges and outcome.kind == "ground_truth":
+                if plans[at].judges and outcome.kind == "ground_truth":
                     wrong[at] = judge(predicted[at], outcome.value)
                 if outcome.observed_time is not None:
                     self.other_times.append((first + at, outcome.observed_time))
@@ -484,11 +505,16 @@ class _PredictionColumns:
         self._wrong += wrong
 
     def _own_seeds(
-        self, sources: Sequence[str | None], types: Sequence[str], plan: Plan, first: int, decoder: MsgspecDecoder
+        self,
+        sources: Sequence[str | None],
+        types: Sequence[str],
+        plans: Sequence[Plan],
+        first: int,
+        decoder: MsgspecDecoder,
     ) -> None:
-        layout = plan.layout
         for row, (source, kind) in enumerate(zip(sources, types, strict=True), first):
             if source is not None or kind != PREDICTION_TYPE:
+                layout = plans[row - first].layout
                 self._seeds[row] = decoder.seed(layout.tenant, layout.model if source is None else source, kind)
 
     def _add_features(self, features: Sequence[Any], plan: Plan) -> None:
@@ -530,7 +556,7 @@ class _PredictionColumns:
         rows = np.flatnonzero(keep)
         rows = rows[np.argsort(record[rows])]
         order = rows.tolist()
-        slot = np.concatenate([np.zeros(0, np.int64), *self._slot])
+        slot = np.frombuffer(self._slot, np.int64)
         seeds = np.array([plan.seed for plan in plans], np.uint64)[slot]
         for row, seed in self._seeds.items():
             seeds[row] = seed
