@@ -28,7 +28,9 @@ from tests.detectors.streams import (
     transport,
 )
 
-from errata.contracts.topics import REFERENCES
+from errata.adapters.decode_msgspec import MsgspecDecoder
+from errata.adapters.memory import MemoryTransport
+from errata.contracts.topics import PREDICTIONS, REFERENCES, TOPICS
 from errata.domain.array_codec import unpack_arrays
 from errata.domain.columns import Batch
 from errata.domain.detection import state as at
@@ -516,3 +518,12 @@ def test_hidden_categories_are_numbered_not_named() -> None:
     assert "delft" not in said
     named = detect(each(clean(500), range(500), feature(colour="red")))
     assert "red" in json.dumps([finding.evidence for finding in named.moves[0][1].findings])
+
+
+def test_a_shape_no_contract_could_allow_breaks_no_model_without_a_contract() -> None:
+    event = {"event_id": "e", "time": "2026-01-05T12:00:00Z", "model": {"name": "nobody"}, "prediction": "ok"}
+    raw = json.dumps({**event, "features": {"nested": {"a": 1}, "plain": 1}}).encode()
+    detector = AnomalyDetector(MemoryTransport(TOPICS), MsgspecDecoder())
+    batch = [Record(PREDICTIONS, 0, 0, 1_767_614_400_000_000, b"nobody", raw)]
+    result = detector.step(batch, detector.prepare(batch))
+    assert (result.dead, result.outputs, result.dropped) == ([], [], {})

@@ -569,7 +569,8 @@ class _PredictionColumns:
         number_start, category_start, others_start = (_starts(wide[layout]) for wide in widths)
         _fill_other(categories, category_start, layout, plans)
         kept = record[rows]
-        row_of = {int(index): row for row, index in enumerate(kept)} if found else {}
+        faulty = sorted(found)
+        row_of = dict(zip(faulty, np.searchsorted(kept, faulty).tolist(), strict=True))
         return Predictions(
             record=kept,
             layout=layout,
@@ -592,9 +593,7 @@ class _PredictionColumns:
             others_start=others_start,
             others=others.astype(np.int8),
             violations=[
-                Violation(row_of[index], feature, reason)
-                for index, all_ in sorted(found.items())
-                for feature, reason in all_
+                Violation(row_of[index], feature, reason) for index in faulty for feature, reason in found[index]
             ],
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from errata.domain.columns import MISSING_CODE, Predictions
+from errata.domain.columns import MISSING_CODE, Predictions, Violation
 from errata.domain.detection.profile import (
     EXTRA,
     FEATURE_KINDS,
@@ -19,7 +19,7 @@ from errata.domain.detection.profile import (
     TAIL,
     UNSEEN_CLASS,
 )
-from errata.domain.detection.state import SAMPLE, Ints, State
+from errata.domain.detection.state import SAMPLE, Ints, Slot, State
 
 # Rows whose hash lies in the lowest eighth may become samples: 62 of 500 expected, eight wanted.
 SAMPLED_BELOW = np.uint64(1 << 61)
@@ -203,17 +203,24 @@ def _categories(p: Predictions, slots: Ints, state: State, flags: _Flags) -> lis
 
 
 def _violations(p: Predictions, slots: Ints, state: State, flags: _Flags) -> None:
-    rows, targets = [], []
-    for violation in p.violations:
-        slot = state.slot(int(slots[violation.row]))
-        profile = slot.profile
-        if violation.reason == "type":
-            place = TYPE * profile.features + profile.place[violation.feature]
-        else:
-            place = profile.singles + (EXTRA if violation.reason == "extra" else SCORES)
-        rows.append(violation.row)
-        targets.append(slot.counter_base + place)
-    flags.add(np.array(rows, np.int64), np.array(targets, np.int64))
+    rows = np.array([violation.row for violation in p.violations], np.int64)
+    target_of: dict[tuple[int, str, str], int] = {}  # in a storm many rows break the same rule
+    targets = []
+    for slot, violation in zip(slots[rows].tolist(), p.violations, strict=True):
+        key = slot, violation.feature, violation.reason
+        target = target_of.get(key)
+        if target is None:
+            target = target_of[key] = _target(state.slot(slot), violation)
+        targets.append(target)
+    flags.add(rows, np.array(targets, np.int64))
+
+
+def _target(slot: Slot, violation: Violation) -> int:
+    profile = slot.profile
+    place = profile.place.get(violation.feature)  # a model without a contract has no features to have a place
+    if violation.reason == "type" and place is not None:
+        return slot.counter_base + TYPE * profile.features + place
+    return slot.counter_base + profile.singles + (SCORES if violation.reason == "invalid_output" else EXTRA)
 
 
 def _policies(p: Predictions, slots: Ints, state: State, flags: _Flags) -> None:
