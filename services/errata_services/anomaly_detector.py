@@ -228,27 +228,24 @@ class AnomalyDetector:
 
     def _table_changes(self, batch: Sequence[Record]) -> list[StateChange]:
         """Contracts and references that take effect with this batch, at which offset of each partition."""
-        first: dict[int, dict[str, int]] = {}
-        for record in batch:
-            first.setdefault(record.partition, {}).setdefault(record.topic, record.offset)
+        fresh: dict[int, dict[str, str]] = {}
+        for index in self.judged.touched:
+            slot = self._state.slot(index)
+            in_force = self._tables_in_force.setdefault(slot.partition, {})
+            profile = slot.profile
+            for kind, value in (("contract", profile.contract_hash), ("reference", profile.reference_hash)):
+                name = f"{kind}:{slot.tenant}/{slot.model}"
+                if value is not None and in_force.get(name, [None])[0] != value:
+                    fresh.setdefault(slot.partition, {})[name] = value
         changes = []
-        for partition, offsets in first.items():
-            in_force = self._tables_in_force.setdefault(partition, {})
-            fresh: dict[str, list[object]] = {}
-            for index in self.judged.touched:
-                slot = self._state.slot(index)
-                if slot.partition != partition:
-                    continue
-                for kind, value in (
-                    ("contract", slot.profile.contract_hash),
-                    ("reference", slot.profile.reference_hash),
-                ):
-                    name = f"{kind}:{slot.tenant}/{slot.model}"
-                    if value is not None and in_force.get(name, [None])[0] != value:
-                        fresh[name] = [value, offsets]
-            if fresh:
-                in_force |= fresh
-                changes.append(StateChange(partition, TABLE_KEY, pack_json(SCHEMA_VERSION, in_force)))
+        for partition, entries in sorted(fresh.items()):
+            first: dict[str, int] = {}
+            for record in batch:
+                if record.partition == partition:
+                    first.setdefault(record.topic, record.offset)
+            in_force = self._tables_in_force[partition]
+            in_force |= {name: [value, first] for name, value in entries.items()}
+            changes.append(StateChange(partition, TABLE_KEY, pack_json(SCHEMA_VERSION, in_force)))
         return changes
 
     # -- what people ask ----------------------------------------------------------------------------------------------

@@ -141,8 +141,7 @@ class Embedded:
         """Run all stages until none has anything left."""
         busy = True
         while busy:
-            busy = any([worker.run_once() > 0 for worker in self.workers])  # noqa: C419 - every stage has its turn
-            busy = self.writer.run_once() > 0 or busy
+            busy = sum(worker.run_once() for worker in self.workers) + self.writer.run_once() > 0
         self._news(on_case)
 
     def finish(self) -> Summary:

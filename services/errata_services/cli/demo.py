@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from errata.contracts import FailureCase, PredictionEvent, canonical
 from errata.contracts.topics import CONTRACTS, REFERENCES
@@ -26,6 +26,8 @@ from errata_services.demo import stream
 from errata_services.embedded import Embedded, Summary
 
 app = typer.Typer()
+
+Item = TypeVar("Item")
 
 MARKER = "this-is-an-errata-demo"  # only a folder with this file in it is ever emptied
 STORY = (
@@ -101,12 +103,14 @@ def play(parts: Parts, plan: stream.DemoPlan, console: Console, batch_size: int)
         return chain.feed(_batches(lines, batch_size), teller(bar.console))
 
 
-def _ticking(items: Iterable, bar: Progress, task: object) -> Iterator:  # type: ignore[type-arg]
-    for i, item in enumerate(items, 1):
+def _ticking(items: Iterable[Item], bar: Progress, task: TaskID) -> Iterator[Item]:
+    done = 0
+    for item in items:
         yield item
-        if i % 200 == 0:
-            bar.update(task, completed=i)  # type: ignore[arg-type]
-    bar.update(task, completed=i)  # type: ignore[arg-type]
+        done += 1
+        if done % 200 == 0:
+            bar.update(task, completed=done)
+    bar.update(task, completed=done)
 
 
 def _batches(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:

@@ -1,6 +1,6 @@
 """What ``run`` and ``demo`` tell while they work and when they are done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
@@ -35,7 +35,10 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.dead:
         by_class = ", ".join(f"{name} {n:,}" for name, n in sorted(summary.dead_by_class.items()))
         lines.append(f"{len(summary.dead):,} dead letters: {by_class}")
-        lines += [f"  {letter.class_} at {letter.path or '/'}: {clean(letter.message)}" for letter in _some(summary)]
+        lines += [
+            f"  {letter.class_} at {letter.path or '/'}: {clean(letter.message)}"
+            for letter in summary.dead[:SHOWN_LETTERS]
+        ]
         if len(summary.dead) > SHOWN_LETTERS:
             lines.append("  … errata validate FILE names every one")
     for reason, n in sorted(summary.dropped.items()):
@@ -65,7 +68,3 @@ def _cases(summary: Summary) -> str:
         if ids
     ]
     return "cases " + ", ".join(counts) if counts else "no case moved"
-
-
-def _some(summary: Summary) -> Sequence:  # type: ignore[type-arg]
-    return summary.dead[:SHOWN_LETTERS]
