@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 pytestmark = pytest.mark.whole
 
@@ -72,7 +73,6 @@ def source_is_there() -> bool:
 @pytest.mark.data
 def test_every_row_is_the_row_of_the_source() -> None:
     assert source_is_there()
-    parquet = pytest.importorskip("pyarrow.parquet")
     reference = parquet.read_table(SOURCE / "employment_MA_reference.pq")
     analysis = parquet.read_table(SOURCE / "employment_MA_analysis.pq")
     targets = parquet.read_table(SOURCE / "employment_MA_analysis_target.pq").to_pydict()
