@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from errata.contracts import ChangeEvent, FailureCase, TaggedCase
 from errata.domain.catalogue.lifecycle import Move, Revision
@@ -16,9 +16,11 @@ TopicPartition = tuple[str, int]
 Offsets = dict[TopicPartition, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record as read. ``timestamp_us`` is the record time (LogAppendTime), microseconds since 1970."""
+class Record(NamedTuple):
+    """One record as read. ``timestamp_us`` is the record time (LogAppendTime), microseconds since 1970.
+
+    A tuple, since a reader makes one for each event and a decoder takes batches of them apart field by field.
+    """
 
     topic: str
     partition: int

@@ -1,7 +1,6 @@
 """The suite has teeth: a transport that breaks one promise fails exactly the test of that promise."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from types import MethodType
 from typing import Any
@@ -46,9 +45,9 @@ class BrokenTransport(MemoryTransport):
             offset = 0
         records = list(super().read_from(partition, offset))
         if self.breakage == "record times go back":
-            records = [replace(record, timestamp_us=1_000 - record.offset) for record in records]
+            records = [record._replace(timestamp_us=1_000 - record.offset) for record in records]
         if self.breakage == "headers get lost":
-            records = [replace(record, headers=()) for record in records]
+            records = [record._replace(headers=()) for record in records]
         return iter(records)
 
     def read_at(self, partition: TopicPartition, offsets: Sequence[int]) -> list[Record | None]:

@@ -11,6 +11,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from errata.domain.texts import byte_rows
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALL = (1 << 64) - 1
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -35,22 +37,13 @@ def id_hashes(ids: Sequence[str], seeds: NDArray[np.uint64]) -> NDArray[np.uint6
     """The hash of each id under its own seed."""
     if not len(ids):
         return np.zeros(0, np.uint64)
-    words = _words(ids)
+    words = byte_rows(ids, 8).view("<u8").astype(np.uint64, copy=False)
     mixed = np.zeros(len(ids), np.uint64)
     for position in range(words.shape[1]):
         word = words[:, position]
         step = seeds + np.uint64(0x9E3779B97F4A7C15 * (position + 1) & _ALL)
         mixed ^= np.where(word != 0, _mix(word ^ _mix(step)), np.uint64(0))
     return _mix(mixed ^ seeds)
-
-
-def _words(ids: Sequence[str]) -> NDArray[np.uint64]:
-    try:
-        texts = np.array(ids, dtype="S")
-    except UnicodeEncodeError:
-        texts = np.array([one.encode() for one in ids], dtype="S")
-    width = max(8, -(-texts.dtype.itemsize // 8) * 8)
-    return texts.astype(f"S{width}").view("<u8").reshape(len(ids), -1).astype(np.uint64, copy=False)
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -9,11 +9,17 @@ from numpy.typing import NDArray
 
 from errata.contracts.strict import FIRST_US, LAST_US, instant_us
 from errata.domain.columns import Ints
+from errata.domain.texts import byte_rows
 
-_SHORTEST, _LONGEST = 20, 35
+_WORD = 8  # bytes
+_SIX, _HIGH = np.uint64(0x0606060606060606), np.uint64(0xF0F0F0F0F0F0F0F0)
+_DATE = np.uint64(0xFFFF)  # of the second word
+_LONGEST = 35
 _DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31, 0, 0, 0], np.int64)
-_PARTS = tuple(slice(*ends) for ends in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14)))
 _FRAME = {4: "-", 7: "-", 10: "T", 13: ":", 16: ":"}
+_YEAR, _MONTH, _DAY, _HOUR, _MINUTE, _SECOND = (
+    range(*ends) for ends in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19))
+)
 
 
 def instants_us(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
@@ -21,26 +27,22 @@ def instants_us(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
 
     A text must not hold NUL: decoders have refused it by then.
     """
-    at = np.zeros(len(texts), np.int64)
-    good = np.zeros(len(texts), np.bool_)
     if not len(texts):
-        return at, good
-    try:
-        packed = np.array(texts, dtype="S")
-    except UnicodeEncodeError:
+        return np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    if lengths.max() > _LONGEST:  # one absurd text must not widen the table for all
         return _one_by_one(texts)
-    width = packed.dtype.itemsize
-    if not _SHORTEST <= width <= _LONGEST:
-        return _one_by_one(texts)
-    bytes_ = packed.view(np.uint8).reshape(len(texts), width)
-    lengths = np.count_nonzero(bytes_, axis=1)
+    bytes_ = byte_rows(texts, _WORD)
     zulu = bytes_[np.arange(len(texts)), lengths - 1] == ord("Z")
     forms = lengths * 2 + zulu
+    words = np.ascontiguousarray(bytes_.view("<u8").astype(np.uint64, copy=False).T)
     if (forms == forms[0]).all():
-        return _of_one_form(bytes_[:, : lengths[0]], bool(zulu[0]))
+        return _of_one_form(words, int(lengths[0]), bool(zulu[0]))
+    at = np.zeros(len(texts), np.int64)
+    good = np.zeros(len(texts), np.bool_)
     for form in np.unique(forms):
         rows = np.flatnonzero(forms == form)
-        at[rows], good[rows] = _of_one_form(bytes_[rows, : form // 2], bool(form % 2))
+        at[rows], good[rows] = _of_one_form(words[:, rows], int(form) // 2, bool(form % 2))
     return at, good
 
 
@@ -58,45 +60,61 @@ def _one_by_one(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """Where figures and marks stand in texts of one length, and which figures make which part of a time."""
+    """How texts of one length stand in words of eight bytes, the first byte the lowest; a row a word.
 
-    figures: NDArray[np.intp]
-    marks: NDArray[np.intp]
-    text: NDArray[np.uint8]
-    fraction: int
+    A word XOR ``pattern`` leaves of a figure its value and of a mark 0; the bits of ``digits`` and ``marks`` cover the
+    bytes of figures and of marks (as which the zeros behind a text count too).
+    """
+
+    pattern: NDArray[np.uint64]
+    digits: NDArray[np.uint64]
+    marks: NDArray[np.uint64]
+    zone: int  # where Z or the sign stands
+    fraction: int  # digits that count
 
 
 @cache
-def _form(length: int, zulu: bool) -> _Form | None:
+def _form(length: int, zulu: bool, words: int) -> _Form | None:
     zone = length - 1 if zulu else length - 6
     fraction = zone - 20  # digits behind the point; -1: no point
     if zone < 19 or fraction == 0 or fraction > 9:
         return None
-    marks = _FRAME | ({19: "."} if fraction > 0 else {}) | ({} if zulu else {zone + 3: ":"})
-    figures = [column for column in range(length) if column not in marks and column != zone]
-    text = np.frombuffer("".join(marks.values()).encode(), np.uint8)
-    return _Form(np.array(figures), np.array(list(marks)), text, min(max(fraction, 0), 6))
+    marks = _FRAME | ({19: "."} if fraction > 0 else {}) | ({zone: "Z"} if zulu else {zone + 3: ":"})
+    pattern, digits, others = bytearray(words * _WORD), bytearray(words * _WORD), bytearray(words * _WORD)
+    for place in range(words * _WORD):
+        if place >= length or place in marks:
+            pattern[place], others[place] = ord(marks.get(place, "\0")), 0xFF
+        elif place != zone:
+            pattern[place], digits[place] = ord("0"), 0xFF
+    first, second, third = (np.frombuffer(part, "<u8").astype(np.uint64)[:, None] for part in (pattern, digits, others))
+    return _Form(first, second, third, zone, min(max(fraction, 0), 6))
 
 
-def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.bool_]]:
-    """All rows are equally long, and end in ``Z`` or (not ``zulu``) in what has to be an offset."""
-    form = _form(text.shape[1], zulu)
+def _of_one_form(words: NDArray[np.uint64], length: int, zulu: bool) -> tuple[Ints, NDArray[np.bool_]]:
+    """All texts, each a column of ``words``, are equally long and end in ``Z`` or else in what has to be an offset."""
+    form = _form(length, zulu, len(words))
     if form is None:
-        return np.zeros(len(text), np.int64), np.zeros(len(text), np.bool_)
-    figures = text.T[form.figures] - np.uint8(ord("0"))  # below "0" wraps round to above 9
-    good: NDArray[np.bool_] = (figures.max(axis=0) <= 9) & (text[:, form.marks] == form.text).all(axis=1)
-    places = figures.astype(np.int64)
-    year, month, day, hour, minute, second = (_whole(places[part]) for part in _PARTS)
-    us = _whole(places[14 : 14 + form.fraction]) * 10 ** (6 - form.fraction)
-    if (text[:, :10] == text[0, :10]).all():  # the usual case: one date serves all rows
-        first = int(good.argmax())  # a row whose figures are figures; without one nothing below counts
-        year, month, day = (part[first : first + 1] for part in (year, month, day))
+        return np.zeros(words.shape[1], np.int64), np.zeros(words.shape[1], np.bool_)
+    plain = words ^ form.pattern
+    figures = plain & form.digits
+    # Six more than a figure stays below sixteen; what overflows into the next byte was above fifteen itself.
+    wrong = ((figures + (_SIX & form.digits)) | figures) & _HIGH | plain & form.marks
+    good: NDArray[np.bool_] = np.bitwise_or.reduce(wrong) == 0
+    columns = figures.astype(np.int64)
+    year, month, day, hour, minute, second = (
+        _whole(columns, places) for places in (_YEAR, _MONTH, _DAY, _HOUR, _MINUTE, _SECOND)
+    )
+    us = _whole(columns, range(20, 20 + form.fraction)) * 10 ** (6 - form.fraction)
+    if (words[0] == words[0, 0]).all() and (words[1] & _DATE == words[1, 0] & _DATE).all():
+        year, month, day = year[:1], month[:1], day[:1]  # the usual case: one date serves all rows
+    month, day = np.minimum(month, 15), np.minimum(day, 99)  # as rows that are no times may not leave the tables
     leap = (month == 2) & (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    good &= (year >= 1) & (day >= 1) & (day <= _DAYS[np.minimum(month, 15)] + leap)
+    good &= (year >= 1) & (day >= 1) & (day <= _DAYS[month] + leap)
     good &= (hour <= 23) & (minute <= 59) & (second <= 59)
     at = (_days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second) * 1_000_000 + us
     if not zulu:
-        sign, off_hour, off_minute = text[:, -6], _whole(places[-4:-2]), _whole(places[-2:])
+        sign = words[form.zone // _WORD] >> np.uint64(form.zone % _WORD * 8) & np.uint64(0xFF)
+        off_hour, off_minute = (_whole(columns, range(form.zone + at_, form.zone + at_ + 2)) for at_ in (1, 4))
         good &= ((sign == ord("+")) | (sign == ord("-"))) & (off_hour <= 23) & (off_minute <= 59)
         shift = (off_hour * 60 + off_minute) * 60_000_000
         at -= np.where(sign == ord("+"), shift, -shift)
@@ -104,11 +122,11 @@ def _of_one_form(text: NDArray[np.uint8], zulu: bool) -> tuple[Ints, NDArray[np.
     return np.where(good, at, 0), good
 
 
-def _whole(places: Ints) -> Ints:
-    """The whole number that the rows of ``places`` spell, first the highest."""
-    number = np.zeros(places.shape[1], np.int64)
+def _whole(columns: Ints, places: range) -> Ints:
+    """The whole number that the figures at ``places`` spell, first the highest."""
+    number = np.zeros(columns.shape[1], np.int64)
     for place in places:
-        number = number * 10 + place
+        number = number * 10 + (columns[place // _WORD] >> place % _WORD * 8 & 0xF)
     return number
 
 

@@ -6,11 +6,12 @@ mapping that is then checked by name. What that refuses is read as plain data by
 refusal. Only speed depends on the way: the same bytes give the same row, violations or refusal.
 """
 
-from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, compress, groupby, repeat
+from math import nan
+from operator import contains, itemgetter
 from struct import Struct
 from struct import error as StructError
 from typing import Any
@@ -25,13 +26,13 @@ from errata.adapters.decode_msgspec.plans import (
     FIELDS,
     PREDICTION_TYPE,
     UNUSABLE,
-    Envelope,
+    Form,
     Found,
     InlineOutcome,
     OpenOutcome,
+    OpenRow,
     Plan,
     Status,
-    arranged,
 )
 from errata.contracts.refusals import MAX_AHEAD_US, clock_refusal
 from errata.contracts.strict import MAX_BYTES
@@ -56,17 +57,20 @@ from errata.errors import Refused, RefusedDecode
 from errata.ports import Record
 
 CHUNK = 128  # rows of one model alive at once: what they hold stays in the cache
-PROBED = 16  # records looked at for the order of fields, until one is an event
+PROBED = 64  # records of the first batch that show which fields events have
+LOOSENED = 8, 64  # a feature is read loosely once at least 8 and one in 64 of a model's rows of a batch broke its type
 MAX_PLANS = 4_096  # kept beyond the layouts given: models that nobody described
 MAX_SEEDS = 65_536
 
+_IN_FEATURES = "$.features"  # a fault, as msgspec words it, that the open way may take
 _NUL = b"\\u0000"
-_BACKSLASH = b"\\"  # one byte is found ten times as fast as six, and most events hold none
+_BACKSLASH = ord("\\")  # one byte is found ten times as fast as six, and most events hold none
 _JUDGED = frozenset(PURPOSES)
 _PURPOSE = {name: at for at, name in enumerate(PURPOSES)}
 _STATUS = {None: 0} | {name: at for at, name in enumerate(STATUS_CODES)}
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 _plain = msgspec.json.Decoder().decode
+_open_row = msgspec.json.Decoder(OpenRow).decode
 _open_outcome = msgspec.json.Decoder(OpenOutcome).decode
 _ROW_FIELDS = frozenset(FIELDS)
 _OUTCOME_FIELDS = frozenset(OpenOutcome.__struct_fields__)
@@ -79,37 +83,42 @@ class MsgspecDecoder:
         self._key = key.hex()
         self._plans: dict[bytes, Plan] = {}
         self._seeds: dict[tuple[str, str, str], int] = {}
-        self.envelope = Envelope(FIELDS)
+        self.form = Form()
         self._learnt = False
+        self.missed: list[bytes] = []  # an event with fields or segments that the form does not know yet
 
     def decode(self, records: Sequence[Record], layouts: Mapping[bytes, Layout]) -> Batch:
-        if not self._learnt:
-            self._learn(records[:PROBED])
+        if self.missed or not self._learnt:
+            self._learn(
+                self.missed or [record.value or b"" for record in records[:PROBED] if record.topic == PREDICTIONS]
+            )
         if len(self._plans) > len(layouts) + MAX_PLANS:
             self._plans.clear()
         return _Pass(self, records, layouts).run()
 
-    def _learn(self, records: Sequence[Record]) -> None:
-        """Take the order of fields from the first event that is one; what is decoded does not depend on it."""
-        for record in records:
-            seen = _seen(record.value) if record.topic == PREDICTIONS else None
-            if seen is not None and "prediction" in seen:
-                self.envelope = Envelope(arranged(FIELDS, seen))
-                self._plans.clear()
-                self._learnt = True
-                return
+    def _learn(self, raws: Sequence[bytes]) -> None:
+        """Take fields and their order from events; what is decoded does not depend on it."""
+        events = [seen for seen in map(_seen, raws) if seen is not None and "event_id" in seen]
+        self.missed = []
+        self._learnt = self._learnt or bool(events)
+        grown = self.form.grown(events)
+        if grown != self.form:
+            self.form = grown
+            self._plans.clear()
 
     def plan(self, key: bytes, layout: Layout | None, tenant: str, model: str, raw: bytes | None = None) -> Plan:
-        """The plan of ``layout``, made anew when the layout is another one than last time, or when ``raw`` is the
-        first event to show in which order its features come."""
+        """The plan of ``layout``, made anew when the layout is another one than last time, when ``raw`` is the
+        first event to show in which order its features come, or when features are to be read loosely."""
         plan = self._plans.get(key)
-        if plan is None or plan.given is not layout or not plan.learnt:
+        loose: frozenset[str] = frozenset()
+        if plan is not None and plan.given is layout:
+            loose = plan.loose | plan.broken_often(*LOOSENED)
+        if plan is None or plan.given is not layout or not plan.learnt or loose != plan.loose:
             seen = None if layout is None else (_seen(raw) or {}).get("features")
-            if plan is not None and plan.given is layout and not seen:
+            if plan is not None and plan.given is layout and loose == plan.loose and not seen:
                 return plan
-            order = self.envelope.order
             known = layout or compile_layout(tenant, model, None, None)
-            plan = Plan(known, self._key, order, seen if isinstance(seen, dict) else None)
+            plan = Plan(known, self._key, self.form, seen if isinstance(seen, dict) else None, loose)
             plan.given = layout
             self._plans[key] = plan
         return plan
@@ -130,6 +139,8 @@ class _Pass:
     def __init__(self, decoder: MsgspecDecoder, records: Sequence[Record], layouts: Mapping[bytes, Layout]) -> None:
         self._decoder = decoder
         self._records = records
+        self._values: Sequence[bytes] = ()
+        self._partitions = self._offsets = self._times_us = _whole_numbers(())
         self._given = layouts
         self._plans: dict[bytes | None, Plan] = {}  # of this batch, by the key of their models
         self._layouts: list[Layout] = []
@@ -138,26 +149,20 @@ class _Pass:
         self._refused: list[Refusal] = []
         self._skipped: dict[str, list[int]] = {}
         self._ticks: list[Tick] = []
-        self._predictions = _PredictionColumns()
+        self._predictions = _PredictionColumns(decoder, self._found)
+        self._open: list[tuple[Plan, int, Any]] = []  # rows that came by the open way or the checks
         self._outcomes = _OutcomeColumns()
 
     def run(self) -> Batch:
         outcomes: list[int] = []
-        by_key: dict[bytes | None, list[int]] = defaultdict(list)
-        for index, record in enumerate(self._records):
-            if record.topic == PREDICTIONS and record.value is not None:
-                by_key[record.key].append(index)
-            else:
-                self._other(index, record, outcomes)
-        for key, indices in by_key.items():
+        for key, indices in self._by_key(outcomes).items():
             for start in range(0, len(indices), CHUNK):
                 self._chunk(key, indices[start : start + CHUNK])
-        for plan in self._used:  # rows of a model that came under another key
-            self._flush(plan)
-        self._predictions.spread(self._records, self._decoder)
+        self._flush_open()
+        self._predictions.spread()
         self._reduce_outcomes(outcomes)
         at, received, keep = self._timed()
-        predictions = self._predictions.done(self._used, self._found, at, received, keep)
+        predictions = self._predictions.done(self._used, self._partitions, self._offsets, at, received, keep)
         carried = self._outcomes.done(self._records)
         self._leave_out_idle_layouts(predictions, carried)
         for plan in self._used:
@@ -166,38 +171,63 @@ class _Pass:
         self._ticks.sort(key=lambda tick: tick.record)
         return Batch(self._layouts, predictions, carried, self._ticks, self._refused, self._skipped)
 
-    def _chunk(self, key: bytes | None, indices: Sequence[int]) -> None:
+    def _by_key(self, outcomes: list[int]) -> Mapping[bytes | None, list[int]]:
+        """Indices of predictions by the key of their records; what is no prediction is dealt with or noted."""
+        by_key: dict[bytes | None, list[int]] = defaultdict(list)
+        if not self._records:
+            return by_key
+        topics, partitions, offsets, times_us, keys, values, _ = zip(*self._records, strict=True)
+        if topics.count(PREDICTIONS) == len(topics) and values.count(None) == 0:
+            for index, key in enumerate(keys):
+                by_key[key].append(index)
+        else:
+            for index, (topic, key, value) in enumerate(zip(topics, keys, values, strict=True)):
+                if topic == PREDICTIONS and value is not None:
+                    by_key[key].append(index)
+                else:
+                    self._other(index, self._records[index], outcomes)
+        self._values = values
+        self._partitions, self._offsets, self._times_us = map(_whole_numbers, (partitions, offsets, times_us))
+        return by_key
+
+    def _chunk(self, key: bytes | None, indices: list[int]) -> None:
         """Records of one key: decoded and made columns while what they hold is in the cache."""
-        records = self._records
-        plan = self._plans.get(key) or self._plan_of_key(key, records[indices[0]].value or b"")
+        raws = [self._values[index] for index in indices]
+        plan = self._plans.get(key) or self._plan_of_key(key, raws[0])
         if plan is None or plan.decode is None:
-            for index in indices:
-                self._slow(index, records[index], records[index].value or b"", typed=False)
+            for index, raw in zip(indices, raws, strict=True):
+                self._slow(index, raw, _IN_FEATURES)
             return
-        decode, keep, mark = plan.decode, plan.rows.append, plan.indices.append
-        for index in indices:
-            raw = records[index].value or b""
-            if (_BACKSLASH in raw and _NUL in raw) or len(raw) > MAX_BYTES:
-                self._slow(index, records[index], raw, typed=False)
-                continue
+        if max(map(len, raws)) > MAX_BYTES or True in map(contains, raws, repeat(_BACKSLASH)):
+            typed = [not (_NUL in raw or len(raw) > MAX_BYTES) for raw in raws]
+            for index, raw, well in zip(indices, raws, typed, strict=True):
+                if not well:
+                    self._slow(index, raw, "")
+            indices = list(compress(indices, typed))
+            raws = list(compress(raws, typed))
+        rows: list[Any] = []
+        decoding = map(plan.decode, tuple(raws))
+        while True:
             try:
-                row = decode(raw)
-            except _UNREADABLE as error:
-                self._slow(index, records[index], raw, typed="$.features" not in str(error))
-                continue
-            keep(row)
-            mark(index)
-        self._flush(plan)
+                rows.extend(decoding)
+                break
+            except _UNREADABLE as error:  # of the row after those in `rows`; the loop goes on behind it
+                at = len(rows)
+                self._slow(indices[at], raws[at], str(error))
+                del indices[at], raws[at]
+        if rows:
+            self._predictions.add_typed(plan, rows, indices)
+
+    def _flush_open(self) -> None:
+        for plan, rows in groupby(self._open, key=itemgetter(0)):
+            _, indices, mine = zip(*rows, strict=True)
+            self._predictions.add_open(plan, mine, indices)
+        self._open = []
 
     def _refuse(self, index: int, refusal: Refused) -> None:
         """Keep the refusal without the frames it came through: they hold the whole event, and cost more than naming."""
         refusal.__context__ = None
         self._refused.append(Refusal(index, refusal.with_traceback(None)))
-
-    def _flush(self, plan: Plan) -> None:
-        if plan.rows:
-            self._predictions.add(plan, self._records, self._decoder)
-            plan.rows, plan.indices = [], []
 
     def _other(self, index: int, record: Record, outcomes: list[int]) -> None:
         if record.value is None:
@@ -225,10 +255,13 @@ class _Pass:
             self._plans[key] = plan
         return plan
 
-    def _slow(self, index: int, record: Record, raw: bytes, *, typed: bool) -> None:
-        """A row by the open way or the checks, a refusal, or nothing for what is no prediction to judge."""
+    def _slow(self, index: int, raw: bytes, fault: str) -> None:
+        """A row by the open way or the checks, a refusal, or nothing for what is no prediction to judge.
+
+        ``fault``: what the typed way said of it.
+        """
         try:
-            row = self._row(index, record, raw, typed)
+            row = self._row(index, raw, fault)
         except Refused as refusal:
             self._refuse(index, refusal)
             return
@@ -237,19 +270,24 @@ class _Pass:
         plan = self._plan_of(row.tenant, row.model.name)
         found: Found = []
         plan.fill(row, found)
-        plan.mixed = True
         if found:
             self._found[index] = found
-        plan.rows.append(row)
-        plan.indices.append(index)
+        self._open.append((plan, index, row))
+        if len(self._open) >= CHUNK:
+            self._flush_open()
 
-    def _row(self, index: int, record: Record, raw: bytes, typed: bool) -> Any:
-        if not typed and len(raw) <= MAX_BYTES and _NUL not in raw:
+    def _row(self, index: int, raw: bytes, fault: str) -> Any:
+        missed = self._decoder.form.is_to_learn(fault)
+        if (missed or _IN_FEATURES in fault) and len(raw) <= MAX_BYTES and _NUL not in raw:
             try:
-                return self._decoder.envelope.decode(raw)
+                row = _open_row(raw)
             except _UNREADABLE:
                 pass
-        return self._checked(index, record, raw)
+            else:
+                if missed:
+                    self._decoder.missed = [raw]
+                return row
+        return self._checked(index, self._records[index], raw)
 
     def _checked(self, index: int, record: Record, raw: bytes) -> Any:
         document = read_prediction(raw)
@@ -257,7 +295,7 @@ class _Pass:
         if purpose not in _JUDGED:
             self._unjudged(index, record, document["time"], purpose)
             return None
-        return _row_of(document, self._decoder.envelope)
+        return _row_of(document)
 
     def _unjudged(self, index: int, record: Record, time: str, purpose: str) -> None:
         at, _ = instants_us([time])
@@ -274,12 +312,13 @@ class _Pass:
         Times are texts in a typed row, since one call for all of a batch costs a fraction of one for each.
         """
         columns = self._predictions
+        record = columns.record
+        received = self._times_us[record]
         at, good = instants_us(columns.times)
         if columns.other_times:
             _, are_times = instants_us([text for _, text in columns.other_times])
             good[[row for (row, _), is_time in zip(columns.other_times, are_times, strict=True) if not is_time]] = False
         good[columns.unanswered] = False
-        received, record = columns.received, columns.record
         ahead = at - received > MAX_AHEAD_US
         for row in np.flatnonzero(~good | ahead).tolist():
             index = int(record[row])
@@ -336,9 +375,9 @@ def _seen(raw: bytes | None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _row_of(document: Mapping[str, Any], envelope: Envelope) -> Any:
+def _row_of(document: Mapping[str, Any]) -> Any:
     """A row of checked data. Columns are cut from names, outcome and status; the other parts are not looked at."""
-    row = envelope.row(**{name: document[name] for name in document if name in _ROW_FIELDS})
+    row = OpenRow(**{name: document[name] for name in document if name in _ROW_FIELDS})
     row.model = _Named(document["model"]["name"])
     status = document.get("status")
     if status is not None:
@@ -390,98 +429,137 @@ def _class_text(value: Any) -> str | None:
     return value if value.__class__ is str else None
 
 
+class _Waiting:
+    """Rows of one shape that wait to become columns: of any models, until they are enough."""
+
+    def __init__(self, order: tuple[str, ...]) -> None:
+        self.order = order
+        self.features_of = itemgetter(order.index("features"))
+        self.prediction_of = itemgetter(order.index("prediction"))
+        self.clear()
+
+    def clear(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.indices: list[int] = []  # of their records
+        self.groups: list[tuple[Plan, int]] = []  # whose they are, and how many of each
+        self.predicted: list[float | None] = []
+        # Numbers, categories and others of the features: for each group feature by feature, then row by row.
+        self.features: tuple[list[Any], ...] = ([], [], [])
+
+
 class _PredictionColumns:
     """Columns of predictions in the order in which groups of rows were added; ``done`` puts them in receipt order."""
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self._record = bytearray()  # of 64-bit integers, as the next three
-        self._received = bytearray()
+    def __init__(self, decoder: MsgspecDecoder, found: dict[int, Found]) -> None:
+        self._decoder = decoder
+        self._found = found
+        self._typed = _Waiting(decoder.form.order)
+        self._open = _Waiting(FIELDS)
         self.times: list[str] = []
         self.other_times: list[tuple[int, str]] = []  # (row, text)
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
-        self._offset = bytearray()
-        self._partition = bytearray()
-        self._slot = bytearray()
+        self._indices: list[int] = []
+        self._groups: list[tuple[Plan, int]] = []
         self._ids: list[str] = []
         self._prediction_ids: list[str] = []
         self._purpose = bytearray()
         self._status = bytearray()
-        self._wrong = array("b")
+        self._wrong = bytearray()  # of signed bytes
         self._seeds: dict[int, int] = {}  # row: the seed of a source or type of its own
-        self._latency = bytearray()  # of doubles, as the next two
+        self._latency = bytearray()  # of doubles, as the next ones
         self._predicted = bytearray()
         self._confidence = bytearray()
-        self._features: tuple[list[NDArray[Any]], ...] = ([], [], [])  # numbers, categories, others
-        self._waiting: list[tuple[Any, ...]] = []  # rows of any models, until there are enough
-        self._indices: list[int] = []
-        self._groups: list[tuple[Plan, int]] = []  # whose they are
+        self._features = (bytearray(), bytearray(), bytearray())
 
-    def add(self, plan: Plan, records: Sequence[Record], decoder: MsgspecDecoder) -> None:
-        """The rows that wait at a plan. What only the plan can read is read now, the rest with other models' rows.
+    def add_typed(self, plan: Plan, decoded: Sequence[Any], indices: Sequence[int]) -> None:
+        """Rows of a plan's typed decoder.
 
         ``astuple`` reads fields by their place: attributes of hundreds of types overflow Python's attribute cache.
         """
-        place = decoder.envelope.place
-        rows = list(map(astuple, plan.rows))
-        at, wanted = place["prediction"], place["features"]
-        self._predicted += _doubles(list(map(plan.predicted, [row[at] for row in rows])))
-        features = [row[wanted] for row in rows]
-        plan.mixed = plan.mixed or None in features
-        self._add_features(features, plan)
-        plan.mixed = False
-        self._waiting += rows
-        self._indices += plan.indices
-        self._groups.append((plan, len(rows)))
-        if len(self._waiting) >= CHUNK:
-            self.spread(records, decoder)
+        rows = list(map(astuple, decoded))
+        features = list(map(self._typed.features_of, rows))
+        try:
+            given: Sequence[tuple[Any, ...]] = list(map(astuple, features))
+        except TypeError:
+            given = [plan.absent if one is None else astuple(one) for one in features]
+        self._add(self._typed, plan, rows, given, indices)
 
-    def spread(self, records: Sequence[Record], decoder: MsgspecDecoder) -> None:
+    def add_open(self, plan: Plan, filled: Sequence[Any], indices: Sequence[int]) -> None:
+        """Rows of the open type whose features stand in their places."""
+        rows = list(map(astuple, filled))
+        self._add(self._open, plan, rows, list(map(self._open.features_of, rows)), indices)
+
+    def _add(
+        self,
+        waiting: _Waiting,
+        plan: Plan,
+        rows: Sequence[tuple[Any, ...]],
+        features: Sequence[tuple[Any, ...]],
+        indices: Sequence[int],
+    ) -> None:
+        columns: list[Sequence[Any]] = list(zip(*features, strict=True))
+        if plan.loose and waiting is self._typed:
+            plan.check_loose(columns, indices, self._found)
+        plan.rows += len(rows)
+        numbers, categories, others = waiting.features
+        numbers.extend(chain.from_iterable(columns[: plan.numbers]))
+        categories.extend(chain.from_iterable(map(map, plan.cells_of, columns[plan.numbers : plan.categories])))
+        if len(columns) > plan.categories:
+            others.extend(
+                0.0 if value is None else 2.0 if value is UNUSABLE else 1.0
+                for value in chain.from_iterable(columns[plan.categories :])
+            )
+        waiting.predicted.extend(map(plan.predicted, map(waiting.prediction_of, rows)))
+        waiting.rows += rows
+        waiting.indices += indices
+        waiting.groups.append((plan, len(rows)))
+        if len(waiting.rows) >= CHUNK:
+            self._spread(waiting)
+
+    def spread(self) -> None:
+        self._spread(self._typed)
+        self._spread(self._open)
+
+    def _spread(self, waiting: _Waiting) -> None:
         """The rows that wait, field by field; nothing of them is kept but texts and numbers."""
-        if not self._waiting:
+        if not waiting.rows:
             return
-        first, n = self.rows, len(self._waiting)
-        self.rows += n
-        columns = tuple(zip(*self._waiting, strict=True))
-        place = decoder.envelope.place
-        ids, predicted, statuses = (columns[place[name]] for name in ("event_id", "prediction", "status"))
-        prediction_ids, sources, types = (columns[place[name]] for name in ("prediction_id", "source", "type"))
-        mine = [records[index] for index in self._indices]
-        whole = _packer("q", n)
-        self._record += whole(*self._indices)
-        self._received += whole(*[record.timestamp_us for record in mine])
-        self._offset += whole(*[record.offset for record in mine])
-        self._partition += whole(*[record.partition for record in mine])
-        plans = [plan for plan, rows in self._groups for _ in range(rows)]
-        self._slot += whole(*[plan.slot for plan in plans])
-        self.times += columns[place["time"]]
+        first, n = len(self._indices), len(waiting.rows)
+        absent = (None,) * n
+        columns = dict(zip(waiting.order, zip(*waiting.rows, strict=True), strict=True)).get
+        ids, predicted = columns("event_id", absent), columns("prediction", absent)
+        self._indices += waiting.indices
+        self._groups += waiting.groups
+        self.times += columns("time", absent)
         self._ids += ids
-        if prediction_ids.count(None) == n:
-            self._prediction_ids += ids
-        else:
-            self._prediction_ids += [own or id_ for own, id_ in zip(prediction_ids, ids, strict=True)]
-        self._purpose += bytes(map(_PURPOSE.__getitem__, columns[place["purpose"]]))
+        own = columns("prediction_id", absent)
+        self._prediction_ids += ids if own.count(None) == n else map(_first, own, ids)
+        purposes = columns("purpose", absent)
+        rest = n - purposes.count(None) - purposes.count("live")
+        self._purpose += bytes(map(_PURPOSE.__getitem__, purposes)) if rest else bytes(n)
+        statuses = columns("status", absent)
         if statuses.count(None) == n:
             self._status += bytes(n)
         else:
             self._status += bytes([0 if status is None else _STATUS[status.code] for status in statuses])
         if None in predicted:
             self._unanswered(predicted, statuses, first)
-        self._inline_outcomes(columns[place["outcome"]], predicted, plans, first)
-        if sources.count(None) < n or types.count(PREDICTION_TYPE) < n:
-            self._own_seeds(sources, types, plans, first, decoder)
-        recorded = columns[place["recorded_time"]]
+        self._inline_outcomes(columns("outcome", absent), predicted, waiting.groups, first)
+        sources, types = columns("source", absent), columns("type", absent)
+        if sources.count(None) < n or types.count(PREDICTION_TYPE) + types.count(None) < n:
+            self._own_seeds(sources, types, waiting.groups, first)
+        recorded = columns("recorded_time", absent)
         if recorded.count(None) < n:
             self.other_times += [(row, text) for row, text in enumerate(recorded, first) if text is not None]
-        self._latency += _doubles(columns[place["latency_ms"]])
-        shares: Sequence[float | None] = columns[place["confidence"]]
+        self._latency += _doubles(columns("latency_ms", absent))
+        shares: Sequence[float | None] = columns("confidence", absent)
         if None in shares:
-            shares = [
-                own if own is not None or not score else _score(score, value)
-                for own, score, value in zip(shares, columns[place["scores"]], predicted, strict=True)
-            ]
+            shares = list(map(_confidence, shares, columns("scores", absent), predicted))
         self._confidence += _doubles(shares)
-        self._waiting, self._indices, self._groups = [], [], []
+        self._predicted += _doubles(waiting.predicted)
+        for held, values in zip(self._features, waiting.features, strict=True):
+            held += _doubles(values)
+        waiting.clear()
 
     def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
         for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):
@@ -489,103 +567,81 @@ class _PredictionColumns:
                 self.unanswered.append(row)
 
     def _inline_outcomes(
-        self, outcomes: Sequence[Any], predicted: Sequence[Any], plans: Sequence[Plan], first: int
+        self, outcomes: Sequence[Any], predicted: Sequence[Any], groups: Sequence[tuple[Plan, int]], first: int
     ) -> None:
-        wrong = array("b", [-1]) * len(outcomes)
-        if outcomes.count(None) < len(outcomes):
-            for at, outcome in enumerate(outcomes):
-                if outcome is None:
-                    continue
-                if plans[at].judges and outcome.kind == "ground_truth":
-                    wrong[at] = judge(predicted[at], outcome.value)
-                if outcome.observed_time is not None:
-                    self.other_times.append((first + at, outcome.observed_time))
-                if outcome.recorded_time is not None:
-                    self.other_times.append((first + at, outcome.recorded_time))
-        self._wrong += wrong
+        wrong = [-1] * len(outcomes)
+        given = [at for at, outcome in enumerate(outcomes) if outcome is not None]
+        judges = list(chain.from_iterable(repeat(plan.judges, n) for plan, n in groups)) if given else []
+        for at in given:
+            outcome = outcomes[at]
+            if judges[at] and outcome.kind == "ground_truth":
+                wrong[at] = judge(predicted[at], outcome.value)
+            if outcome.observed_time is not None:
+                self.other_times.append((first + at, outcome.observed_time))
+            if outcome.recorded_time is not None:
+                self.other_times.append((first + at, outcome.recorded_time))
+        self._wrong += _packer("b", len(wrong))(*wrong)
 
     def _own_seeds(
-        self,
-        sources: Sequence[str | None],
-        types: Sequence[str],
-        plans: Sequence[Plan],
-        first: int,
-        decoder: MsgspecDecoder,
+        self, sources: Sequence[str | None], types: Sequence[str | None], groups: Sequence[tuple[Plan, int]], first: int
     ) -> None:
-        for row, (source, kind) in enumerate(zip(sources, types, strict=True), first):
-            if source is not None or kind != PREDICTION_TYPE:
-                layout = plans[row - first].layout
-                self._seeds[row] = decoder.seed(layout.tenant, layout.model if source is None else source, kind)
-
-    def _add_features(self, features: Sequence[Any], plan: Plan) -> None:
-        """Feature by feature, then row by row in the order of the layout."""
-        rows: Iterable[tuple[Any, ...]] = map(astuple, features)
-        if plan.mixed:  # some are tuples already, or absent
-            rows = [
-                feature if feature.__class__ is tuple else plan.absent if feature is None else astuple(feature)
-                for feature in features
-            ]
-        columns = tuple(zip(*rows, strict=True))
-        numbers: Sequence[Sequence[Any]] = columns[: plan.numbers]
-        others = columns[plan.categories :]
-        categories: Sequence[Sequence[Any]] = [
-            list(map(cells.get, column))
-            for cells, column in zip(plan.cells, columns[plan.numbers : plan.categories], strict=True)
-        ]
-        present: Sequence[Sequence[Any]] = [
-            [0.0 if v is None else 2.0 if v is UNUSABLE else 1.0 for v in column] for column in others
-        ]
-        for held, places, values in zip(self._features, plan.places, (numbers, categories, present), strict=True):
-            if values:
-                table = np.frombuffer(b"".join(map(_doubles, values)), np.float64).reshape(len(values), -1)
-                held.append(table[places].T.ravel())
+        layouts = chain.from_iterable(repeat(plan.layout, n) for plan, n in groups)
+        for row, (source, kind, layout) in enumerate(zip(sources, types, layouts, strict=True), first):
+            if source is not None or kind not in (None, PREDICTION_TYPE):
+                whose = layout.model if source is None else source
+                self._seeds[row] = self._decoder.seed(layout.tenant, whose, kind or PREDICTION_TYPE)
 
     @property
     def record(self) -> Ints:
-        return np.frombuffer(self._record, np.int64)
-
-    @property
-    def received(self) -> Ints:
-        return np.frombuffer(self._received, np.int64)
+        return _whole_numbers(self._indices)
 
     def done(
-        self, plans: Sequence[Plan], found: Mapping[int, Found], at: Ints, received: Ints, keep: NDArray[np.bool_]
+        self,
+        plans: Sequence[Plan],
+        partitions: Ints,
+        offsets: Ints,
+        at: Ints,
+        received: Ints,
+        keep: NDArray[np.bool_],
     ) -> Predictions:
-        """The columns of the rows in ``keep``, in receipt order."""
+        """The columns of the rows in ``keep``, in receipt order. Partitions and offsets are of all records."""
         record = self.record
         rows = np.flatnonzero(keep)
         rows = rows[np.argsort(record[rows])]
-        order = rows.tolist()
-        slot = np.frombuffer(self._slot, np.int64)
+        slots = np.array([plan.slot for plan, _ in self._groups], np.int64)
+        sizes = np.array([n for _, n in self._groups], np.int64)
+        slot = np.repeat(slots, sizes)
         seeds = np.array([plan.seed for plan in plans], np.uint64)[slot]
         for row, seed in self._seeds.items():
             seeds[row] = seed
-        widths = np.array([plan.widths for plan in plans], np.int64).reshape(-1, 3).T
+        group = np.repeat(np.arange(len(sizes)), sizes)[rows]
+        place = rows - _starts(sizes)[group]
         numbers, categories, others = (
-            _in_order(np.concatenate(held), wide[slot], rows) if held else np.zeros(0)
-            for held, wide in zip(self._features, widths, strict=True)
+            _in_order(np.frombuffer(held), [plan.places[kind] for plan, _ in self._groups], sizes, group, place)
+            for kind, held in enumerate(self._features)
         )
         layout = slot[rows]
+        widths = np.array([plan.widths for plan in plans], np.int64).reshape(-1, 3).T
         number_start, category_start, others_start = (_starts(wide[layout]) for wide in widths)
         _fill_other(categories, category_start, layout, plans)
         kept = record[rows]
-        faulty = sorted(found)
+        faulty = sorted(self._found)
         row_of = dict(zip(faulty, np.searchsorted(kept, faulty).tolist(), strict=True))
         return Predictions(
             record=kept,
             layout=layout,
-            purpose=np.frombuffer(bytes(self._purpose), np.int8)[rows],
-            offset=np.frombuffer(self._offset, np.int64)[rows],
-            partition=np.frombuffer(self._partition, np.int64)[rows],
+            purpose=np.frombuffer(self._purpose, np.int8)[rows],
+            offset=offsets[kept],
+            partition=partitions[kept],
             record_time_us=received[rows],
             time_us=at[rows],
             id_hash=id_hashes(self._ids, seeds)[rows],
-            prediction_ids=list(map(self._prediction_ids.__getitem__, order)),
-            status=np.frombuffer(bytes(self._status), np.int8)[rows],
+            prediction_ids=list(map(self._prediction_ids.__getitem__, rows.tolist())),
+            status=np.frombuffer(self._status, np.int8)[rows],
             latency_ms=np.frombuffer(self._latency, np.float64)[rows],
             predicted=np.frombuffer(self._predicted, np.float64)[rows],
             confidence=np.frombuffer(self._confidence, np.float64)[rows],
-            wrong=np.array(self._wrong, np.int8)[rows],
+            wrong=np.frombuffer(self._wrong, np.int8)[rows],
             number_start=number_start,
             numbers=numbers,
             category_start=category_start,
@@ -593,7 +649,7 @@ class _PredictionColumns:
             others_start=others_start,
             others=others.astype(np.int8),
             violations=[
-                Violation(row_of[index], feature, reason) for index in faulty for feature, reason in found[index]
+                Violation(row_of[index], feature, reason) for index in faulty for feature, reason in self._found[index]
             ],
         )
 
@@ -629,8 +685,19 @@ class _OutcomeColumns:
         )
 
 
-def _score(scores: Mapping[str, float], predicted: Any) -> float | None:
+def _first(own: str | None, other: str) -> str:
+    return own or other
+
+
+def _confidence(own: float | None, scores: Mapping[str, float] | None, predicted: Any) -> float | None:
+    """The confidence an event names, else the score of the predicted class."""
+    if own is not None or not scores:
+        return own
     return scores.get(predicted if predicted.__class__ is str else _class_text(predicted) or "")
+
+
+def _whole_numbers(values: Sequence[int]) -> Ints:
+    return np.frombuffer(_packer("q", len(values))(*values), np.int64)
 
 
 @lru_cache(maxsize=8_192)
@@ -641,16 +708,26 @@ def _packer(kind: str, n: int) -> Callable[..., bytes]:
 
 def _doubles(values: Sequence[float | None]) -> bytes:
     """Numbers as C doubles, None as NaN."""
+    pack = _packer("d", len(values))
     try:
-        return _packer("d", len(values))(*values)
+        return pack(*values)
     except StructError:
-        return np.array(values, np.float64).tobytes()
+        return pack(*[nan if value is None else value for value in values])
 
 
-def _in_order(values: NDArray[Any], widths: Ints, rows: Ints) -> NDArray[Any]:
-    """Ragged values of all rows, those of ``rows`` in that order."""
-    starts, wide = _starts(widths)[rows], widths[rows]
-    ordered: NDArray[Any] = values[np.arange(wide.sum()) + np.repeat(starts - _starts(wide), wide)]
+def _in_order(values: Floats, places: Sequence[Ints], sizes: Ints, group: Ints, place: Ints) -> Floats:
+    """Ragged values row by row, each row's in the order of its layout.
+
+    ``values`` stand group by group, in a group column by column. ``places``: the columns of each group in the order of
+    the layout; ``group`` and ``place`` in it of each row that is wanted.
+    """
+    if not len(values):
+        return np.zeros(0)
+    widths = np.array(list(map(len, places)), np.int64)
+    columns = np.repeat(_starts(sizes * widths), widths) + np.repeat(sizes, widths) * np.concatenate(places)
+    wide = widths[group]
+    cell = np.arange(wide.sum()) + np.repeat(_starts(widths)[group] - _starts(wide), wide)
+    ordered: Floats = values[columns[cell] + np.repeat(place, wide)]
     return ordered
 
 
