@@ -106,21 +106,21 @@ class MsgspecDecoder:
             self.form = grown
             self._plans.clear()
 
-    def plan(self, key: bytes, layout: Layout | None, tenant: str, model: str, raw: bytes | None = None) -> Plan:
+    def plan(self, key: bytes, layout: Layout | None, tenant: str, model: str, raw: bytes | None) -> Plan:
         """The plan of ``layout``, made anew when the layout is another one than last time, when ``raw`` is the
         first event to show in which order its features come, or when features are to be read loosely."""
         plan = self._plans.get(key)
-        loose: frozenset[str] = frozenset()
-        if plan is not None and plan.given is layout:
-            loose = plan.loose | plan.broken_often(*LOOSENED)
-        if plan is None or plan.given is not layout or not plan.learnt or loose != plan.loose:
-            seen = None if layout is None else (_seen(raw) or {}).get("features")
-            if plan is not None and plan.given is layout and loose == plan.loose and not seen:
-                return plan
-            known = layout or compile_layout(tenant, model, None, None)
-            plan = Plan(known, self._key, self.form, seen if isinstance(seen, dict) else None, loose)
-            plan.given = layout
-            self._plans[key] = plan
+        same = plan is not None and plan.given is layout
+        loose = plan.loose | plan.broken_often(*LOOSENED) if plan is not None and same else frozenset()
+        if plan is not None and same and loose == plan.loose and (plan.learnt or layout is None):
+            return plan
+        seen = (_seen(raw) or {}).get("features")
+        if plan is not None and same and loose == plan.loose and not isinstance(seen, dict):
+            return plan
+        known = layout or compile_layout(tenant, model, None, None)
+        plan = Plan(known, self._key, self.form, seen if isinstance(seen, dict) else None, loose)
+        plan.given = layout
+        self._plans[key] = plan
         return plan
 
     def seed(self, tenant: str, source: str, kind: str) -> int:
@@ -242,17 +242,18 @@ class _Pass:
 
     def _plan_of_key(self, key: bytes | None, raw: bytes) -> Plan | None:
         layout = self._given.get(key) if key is not None else None
-        return self._plan_of(layout.tenant, layout.model, raw) if layout is not None else None
+        return self._use(key, layout.tenant, layout.model, raw) if key is not None and layout is not None else None
 
-    def _plan_of(self, tenant: str, model: str, raw: bytes | None = None) -> Plan:
+    def _plan_of(self, tenant: str, model: str) -> Plan:
         key = model_key(tenant, model)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._decoder.plan(key, self._given.get(key), tenant, model, raw)
-            plan.slot = len(self._layouts)
-            self._layouts.append(plan.layout)
-            self._used.append(plan)
-            self._plans[key] = plan
+        return self._plans.get(key) or self._use(key, tenant, model, None)
+
+    def _use(self, key: bytes, tenant: str, model: str, raw: bytes | None) -> Plan:
+        """The plan of a model that occurs for the first time in the batch."""
+        plan = self._plans[key] = self._decoder.plan(key, self._given.get(key), tenant, model, raw)
+        plan.slot = len(self._layouts)
+        self._layouts.append(plan.layout)
+        self._used.append(plan)
         return plan
 
     def _slow(self, index: int, raw: bytes, fault: str) -> None:

@@ -26,7 +26,7 @@ from errata.domain.detection.latency_shift import LatencyShift
 from errata.domain.detection.missing_values import MissingValues
 from errata.domain.detection.policy_violation import PolicyViolation
 from errata.domain.detection.shares import Reached, reached
-from errata.domain.detection.state import Ints, Sampled, Slot, State, smallest
+from errata.domain.detection.state import Ints, Sampled, Slot, State, hold, is_among_smallest
 from errata.domain.detection.statistics import WINDOW, WINDOW_MIN
 from errata.domain.detection.wave import Detector, Ended, Wave
 from errata.domain.detection.waves import SAMPLED_BELOW, Counted, Pairs, best, count
@@ -200,13 +200,13 @@ class _Run:
         wave_of_row = np.full(high - low, -1, np.int64)
         wave_of_row[rows - low] = window
         total = len(state.cells)
-        counts = np.zeros((waves, total), np.int64)
+        places = [_none()]
         for pairs in self.counted.cells:
             part = pairs.between(low, high)
             wave = wave_of_row[part.row - low]
             kept = wave >= 0
-            places = wave[kept] * total + part.target[kept]
-            counts += np.bincount(places, minlength=waves * total).reshape(waves, total) if total else 0
+            places.append(wave[kept] * total + part.target[kept])
+        counts = np.bincount(np.concatenate(places), minlength=waves * total).reshape(waves, total)
         flags = self.counted.flags
         first, last = np.searchsorted(flags.row, (low, high))
         flag_wave = wave_of_row[flags.row[first:last] - low]
@@ -276,16 +276,21 @@ class _Run:
     def _sample(self, rows: Ints, slots: Ints) -> None:
         hashes = self.p.id_hash[rows]
         low = np.flatnonzero(hashes < SAMPLED_BELOW)
-        for i in low[best(slots[low], hashes[low])]:
-            slot = self.state.slot(int(slots[i]))
-            slot.sample = smallest(slot.sample, [self._row(int(rows[i]))])
+        chosen = low[best(slots[low], hashes[low])]
+        for i, hash_, index in zip(chosen.tolist(), hashes[chosen].tolist(), slots[chosen].tolist(), strict=True):
+            held = self.state.slot(index).sample
+            if is_among_smallest(held, hash_):
+                hold(held, self._row(int(rows[i])))
 
     def _sample_flags(self, flags: Pairs) -> None:
-        for i in best(flags.target, self.p.id_hash[flags.row]):
-            slot = self.state.slot(int(self.slot_of_counter[flags.target[i]]))
-            place = int(flags.target[i]) - slot.counter_base
-            held = slot.counter_samples.get(place, [])
-            slot.counter_samples[place] = smallest(held, [self._row(int(flags.row[i]))])
+        hashes = self.p.id_hash[flags.row]
+        chosen = best(flags.target, hashes)
+        targets = flags.target[chosen].tolist()
+        for i, hash_, target in zip(chosen.tolist(), hashes[chosen].tolist(), targets, strict=True):
+            slot = self.state.slot(int(self.slot_of_counter[target]))
+            held = slot.counter_samples.setdefault(target - slot.counter_base, [])
+            if is_among_smallest(held, hash_):
+                hold(held, self._row(int(flags.row[i])))
 
     def _row(self, row: int) -> Sampled:
         p = self.p
@@ -376,32 +381,50 @@ class _Run:
         for signal in found:
             fired.setdefault((signal.slot, window_of[signal.slot, signal.record]), set()).add(signal.name)
         wrong = np.concatenate([[0], np.cumsum(c.wrong)])
-        for start, length in zip(c.starts.tolist(), lengths.tolist(), strict=True):
+        last = c.starts + lengths - 1
+        ending = place[last] >= WINDOW - 1
+        first = c.starts.copy()  # of the window that stays open
+        for group in np.flatnonzero(ending).tolist():
+            start, end = int(c.starts[group]), int(last[group]) + 1
             slot = self.state.slot(int(c.slot[start]))
             mine = fixed[slot.index]
-            first, end = start, start + length
             for stop in range(start + WINDOW - int(mine[at.OUT_FILL]), end + 1, WINDOW):
                 names = fired.get((slot.index, int(c.window[stop - 1])), set())
                 if c.window[stop - 1] == 0:
                     names = names | slot.fired
                     slot.fired = set()
                 if mine[at.OUT_START_US] < 0:
-                    mine[at.OUT_START_US] = c.time_us[first]
-                events = int(mine[at.OUT_WRONG] + wrong[stop] - wrong[first])
+                    mine[at.OUT_START_US] = c.time_us[first[group]]
+                events = int(mine[at.OUT_WRONG] + wrong[stop] - wrong[first[group]])
                 self._end_outcomes(slot, WINDOW, names, events, c, stop - 1)
-                first = stop
-            if first == end:
-                continue
-            if mine[at.OUT_START_US] < 0:
-                mine[[at.OUT_START_US, at.OUT_START_RECORD_US]] = c.time_us[first], c.record_time_us[first]
-            mine[at.OUT_LAST_US] = c.time_us[end - 1]
-            mine[at.OUT_FILL] = place[end - 1] % WINDOW + 1
-            mine[at.OUT_WRONG] += wrong[end] - wrong[first]
-            slot.fired |= fired.get((slot.index, int(c.window[end - 1])), set())
-            rows = np.flatnonzero(c.wrong[first:end]) + first
-            lowest = rows[np.argsort(c.id_hash[rows])[: at.SAMPLE]]
-            slot.wrong_sample = smallest(slot.wrong_sample, [c.row(int(i)) for i in lowest])
-            self.out.touched.add(slot.index)
+                first[group] = stop
+        left = first <= last
+        self._open_outcomes(c, place, wrong, first[left], last[left])
+        open_window = dict(zip(c.slot[last[left]].tolist(), c.window[last[left]].tolist(), strict=True))
+        for (index, window), names in fired.items():
+            if open_window.get(index) == window:
+                self.state.slot(index).fired |= names
+
+    def _open_outcomes(self, c: Labels, place: Ints, wrong: Ints, first: Ints, last: Ints) -> None:
+        """What open windows of outcomes hold of this cut: rows ``first`` to ``last``, of one slot each."""
+        fixed, slots = self.state.fixed, c.slot[first]
+        unset = fixed[slots, at.OUT_START_US] < 0
+        fixed[slots[unset], at.OUT_START_US] = c.time_us[first[unset]]
+        fixed[slots[unset], at.OUT_START_RECORD_US] = c.record_time_us[first[unset]]
+        fixed[slots, at.OUT_LAST_US] = c.time_us[last]
+        fixed[slots, at.OUT_FILL] = place[last] % WINDOW + 1
+        fixed[slots, at.OUT_WRONG] += wrong[last + 1] - wrong[first]
+        self.out.touched.update(slots.tolist())
+        mine = np.zeros(len(c.slot) + 1, np.int64)
+        mine[first] += 1
+        mine[last + 1] -= 1
+        rows = np.flatnonzero(c.wrong & (np.cumsum(mine[:-1]) > 0))
+        hashes = c.id_hash[rows]
+        chosen = best(c.slot[rows], hashes)
+        for row, hash_ in zip(rows[chosen].tolist(), hashes[chosen].tolist(), strict=True):
+            held = self.state.slot(int(c.slot[row])).wrong_sample
+            if is_among_smallest(held, hash_):
+                hold(held, c.row(row))
 
     def _end_outcomes(self, slot: Slot, n: int, names: set[str], events: int, c: Labels | None, last: int) -> None:
         mine = self.state.fixed[slot.index]

@@ -5,6 +5,7 @@ A *slot* is one (tenant, model, purpose). Its fixed fields are a row of one arra
 arrays from its base on. What is not numbers (samples by reference, episodes) is small and stands in the slot.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,25 @@ Sampled = tuple[int, str, int, int, str]  # hash of the event id, topic, partiti
 def smallest(*samples: Sequence[Sampled]) -> list[Sampled]:
     """The eight of the smallest hash: the same whatever order or batches they came in."""
     return sorted({row for sample in samples for row in sample})[:SAMPLE]
+
+
+def is_among_smallest(held: Sequence[Sampled], hash_: int) -> bool:
+    """Whether a row of this hash may belong to a sample: asked before the row is made."""
+    return len(held) < SAMPLE or hash_ <= held[-1][0]
+
+
+def hold(held: list[Sampled], row: Sampled) -> None:
+    """Put a row into a sample, in place, as `smallest` would.
+
+    >>> sample = [(n, "t", 0, n, "") for n in range(1, 9)]
+    >>> hold(sample, (0, "t", 0, 0, ""))
+    >>> [row[0] for row in sample]
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    place = bisect_left(held, row)
+    if place == len(held) or held[place] != row:
+        held.insert(place, row)
+        del held[SAMPLE:]
 
 
 @dataclass(slots=True)
