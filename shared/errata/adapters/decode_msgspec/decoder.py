@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, compress, groupby, repeat
 from math import nan
-from operator import contains, itemgetter
+from operator import contains
 from struct import Struct
 from struct import error as StructError
 from typing import Any
@@ -21,7 +21,12 @@ import numpy as np
 from msgspec.structs import astuple
 from numpy.typing import NDArray
 
-from errata.adapters.decode_msgspec.envelope import has_hidden_faults, read_outcome, read_prediction
+from errata.adapters.decode_msgspec.envelope import (
+    has_hidden_faults,
+    read_outcome,
+    read_prediction,
+    refuse_truncated,
+)
 from errata.adapters.decode_msgspec.plans import (
     FIELDS,
     PREDICTION_TYPE,
@@ -219,8 +224,8 @@ class _Pass:
             self._predictions.add_typed(plan, rows, indices)
 
     def _flush_open(self) -> None:
-        for plan, rows in groupby(self._open, key=itemgetter(0)):
-            _, indices, mine = zip(*rows, strict=True)
+        for _, rows in groupby(sorted(self._open, key=_slot), _slot):
+            (plan, *_), indices, mine = zip(*rows, strict=True)
             self._predictions.add_open(plan, mine, indices)
         self._open = []
 
@@ -278,6 +283,7 @@ class _Pass:
             self._flush_open()
 
     def _row(self, index: int, raw: bytes, fault: str) -> Any:
+        refuse_truncated(fault, raw)
         missed = self._decoder.form.is_to_learn(fault)
         if (missed or _IN_FEATURES in fault) and len(raw) <= MAX_BYTES and _NUL not in raw:
             try:
@@ -435,17 +441,12 @@ class _Waiting:
 
     def __init__(self, order: tuple[str, ...]) -> None:
         self.order = order
-        self.features_of = itemgetter(order.index("features"))
-        self.prediction_of = itemgetter(order.index("prediction"))
         self.clear()
 
     def clear(self) -> None:
-        self.rows: list[tuple[Any, ...]] = []
+        self.rows: list[Any] = []
         self.indices: list[int] = []  # of their records
         self.groups: list[tuple[Plan, int]] = []  # whose they are, and how many of each
-        self.predicted: list[float | None] = []
-        # Numbers, categories and others of the features: for each group feature by feature, then row by row.
-        self.features: tuple[list[Any], ...] = ([], [], [])
 
 
 class _PredictionColumns:
@@ -472,45 +473,16 @@ class _PredictionColumns:
         self._confidence = bytearray()
         self._features = (bytearray(), bytearray(), bytearray())
 
-    def add_typed(self, plan: Plan, decoded: Sequence[Any], indices: Sequence[int]) -> None:
-        """Rows of a plan's typed decoder.
+    def add_typed(self, plan: Plan, rows: Sequence[Any], indices: Sequence[int]) -> None:
+        """Rows of a plan's typed decoder."""
+        self._add(self._typed, plan, rows, indices)
 
-        ``astuple`` reads fields by their place: attributes of hundreds of types overflow Python's attribute cache.
-        """
-        rows = list(map(astuple, decoded))
-        features = list(map(self._typed.features_of, rows))
-        try:
-            given: Sequence[tuple[Any, ...]] = list(map(astuple, features))
-        except TypeError:
-            given = [plan.absent if one is None else astuple(one) for one in features]
-        self._add(self._typed, plan, rows, given, indices)
-
-    def add_open(self, plan: Plan, filled: Sequence[Any], indices: Sequence[int]) -> None:
+    def add_open(self, plan: Plan, rows: Sequence[Any], indices: Sequence[int]) -> None:
         """Rows of the open type whose features stand in their places."""
-        rows = list(map(astuple, filled))
-        self._add(self._open, plan, rows, list(map(self._open.features_of, rows)), indices)
+        self._add(self._open, plan, rows, indices)
 
-    def _add(
-        self,
-        waiting: _Waiting,
-        plan: Plan,
-        rows: Sequence[tuple[Any, ...]],
-        features: Sequence[tuple[Any, ...]],
-        indices: Sequence[int],
-    ) -> None:
-        columns: list[Sequence[Any]] = list(zip(*features, strict=True))
-        if plan.loose and waiting is self._typed:
-            plan.check_loose(columns, indices, self._found)
+    def _add(self, waiting: _Waiting, plan: Plan, rows: Sequence[Any], indices: Sequence[int]) -> None:
         plan.rows += len(rows)
-        numbers, categories, others = waiting.features
-        numbers.extend(chain.from_iterable(columns[: plan.numbers]))
-        categories.extend(chain.from_iterable(map(map, plan.cells_of, columns[plan.numbers : plan.categories])))
-        if len(columns) > plan.categories:
-            others.extend(
-                0.0 if value is None else 2.0 if value is UNUSABLE else 1.0
-                for value in chain.from_iterable(columns[plan.categories :])
-            )
-        waiting.predicted.extend(map(plan.predicted, map(waiting.prediction_of, rows)))
         waiting.rows += rows
         waiting.indices += indices
         waiting.groups.append((plan, len(rows)))
@@ -522,12 +494,15 @@ class _PredictionColumns:
         self._spread(self._open)
 
     def _spread(self, waiting: _Waiting) -> None:
-        """The rows that wait, field by field; nothing of them is kept but texts and numbers."""
+        """The rows that wait, field by field; nothing of them is kept but texts and numbers.
+
+        ``astuple`` reads fields by their place: attributes of hundreds of types overflow Python's attribute cache.
+        """
         if not waiting.rows:
             return
         first, n = len(self._indices), len(waiting.rows)
         absent = (None,) * n
-        columns = dict(zip(waiting.order, zip(*waiting.rows, strict=True), strict=True)).get
+        columns = dict(zip(waiting.order, zip(*map(astuple, waiting.rows), strict=True), strict=True)).get
         ids, predicted = columns("event_id", absent), columns("prediction", absent)
         self._indices += waiting.indices
         self._groups += waiting.groups
@@ -557,10 +532,37 @@ class _PredictionColumns:
         if None in shares:
             shares = list(map(_confidence, shares, columns("scores", absent), predicted))
         self._confidence += _doubles(shares)
-        self._predicted += _doubles(waiting.predicted)
-        for held, values in zip(self._features, waiting.features, strict=True):
-            held += _doubles(values)
+        self._of_models(waiting, columns("features", absent), predicted)
         waiting.clear()
+
+    def _of_models(self, waiting: _Waiting, features: Sequence[Any], predicted: Sequence[Any]) -> None:
+        """What each model means by its features and answers; features for each group column by column."""
+        typed = waiting is self._typed
+        if typed:
+            try:
+                features = list(map(astuple, features))
+            except TypeError:
+                plans = chain.from_iterable(repeat(plan, n) for plan, n in waiting.groups)
+                pairs = zip(features, plans, strict=True)
+                features = [plan.absent if one is None else astuple(one) for one, plan in pairs]
+        numbers: list[Any] = []
+        categories: list[Any] = []
+        others: list[Any] = []
+        answers: list[float | None] = []
+        end = 0
+        for plan, n in waiting.groups:
+            start, end = end, end + n
+            columns: list[Sequence[Any]] = list(zip(*features[start:end], strict=True))
+            if plan.loose and typed:
+                plan.check_loose(columns, waiting.indices[start:end], self._found)
+            numbers.extend(chain.from_iterable(columns[: plan.numbers]))
+            categories.extend(chain.from_iterable(map(map, plan.cells_of, columns[plan.numbers : plan.categories])))
+            if len(columns) > plan.categories:
+                others.extend(map(_presence, chain.from_iterable(columns[plan.categories :])))
+            answers.extend(map(plan.predicted, predicted[start:end]))
+        self._predicted += _doubles(answers)
+        for held, values in zip(self._features, (numbers, categories, others), strict=True):
+            held += _doubles(values)
 
     def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
         for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):
@@ -684,6 +686,14 @@ class _OutcomeColumns:
             prediction_ids=self._prediction_ids,
             wrong=wrong.astype(np.int8),
         )
+
+
+def _slot(row: tuple[Plan, int, Any]) -> int:
+    return row[0].slot
+
+
+def _presence(value: Any) -> float:
+    return 0.0 if value is None else 2.0 if value is UNUSABLE else 1.0
 
 
 def _first(own: str | None, other: str) -> str:

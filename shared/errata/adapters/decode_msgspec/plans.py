@@ -8,6 +8,7 @@ most 1,024 characters, so that none is over 4 KiB): a row they refuse is read ag
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import nan
 from typing import Annotated, Any, Literal
 
@@ -226,10 +227,6 @@ class Form:
             segments = None
         return Form(order, segments)
 
-    @property
-    def segments_type(self) -> Any:
-        return None if self.segments is None else _struct_of("Segments", dict.fromkeys(self.segments, AnySegment))
-
     def is_to_learn(self, fault: str) -> bool:
         """Whether a fault, as msgspec words it, is a field or segment of the contract that this form lacks."""
         if not fault.startswith(_UNKNOWN):
@@ -240,6 +237,12 @@ class Form:
 
 
 OpenRow: Any = _row_type("OpenRow", FIELDS)
+
+
+@lru_cache(maxsize=8)
+def _segments_type(names: tuple[str, ...]) -> Any:
+    """One type for all models: each type is memory to be read again for every few events of a model."""
+    return _struct_of("Segments", dict.fromkeys(names, AnySegment))
 
 
 class Unusable:
@@ -322,8 +325,8 @@ class Plan:
         )
         types: dict[str, Any] = {"features": _struct_of("Features", features), "model": model}
         types["tenant"] = Literal[layout.tenant]
-        if form.segments_type is not None:
-            types["segments"] = form.segments_type
+        if form.segments is not None:
+            types["segments"] = _segments_type(form.segments)
         # An event that names no tenant is of tenant "default".
         required = () if layout.tenant == "default" else ("tenant",)
         return _row_type("Row", form.order, required, **self._output_types(types))
