@@ -32,7 +32,7 @@ def instants_us(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     if lengths.max() > _LONGEST:  # one absurd text must not widen the table for all
         return _one_by_one(texts)
-    bytes_ = byte_rows(texts, _WORD)
+    bytes_ = byte_rows(texts, _WORD, bool((lengths == lengths[0]).all()))
     zulu = bytes_[np.arange(len(texts)), lengths - 1] == ord("Z")
     forms = lengths * 2 + zulu
     words = np.ascontiguousarray(bytes_.view("<u8").astype(np.uint64, copy=False).T)

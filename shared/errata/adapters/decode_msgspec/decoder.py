@@ -424,8 +424,6 @@ def _outcome_of(raw: bytes) -> Any:
 
 def judge(predicted: Any, truth: Any) -> int:
     """1 wrong, 0 right, -1 when the two are no classes."""
-    if predicted.__class__ is str and truth.__class__ is str:
-        return int(predicted != truth)
     one, other = _class_text(predicted), _class_text(truth)
     return -1 if one is None or other is None else int(one != other)
 
@@ -576,9 +574,11 @@ class _PredictionColumns:
         given = [at for at, outcome in enumerate(outcomes) if outcome is not None]
         judges = list(chain.from_iterable(repeat(plan.judges, n) for plan, n in groups)) if given else []
         for at in given:
-            outcome = outcomes[at]
+            outcome, value = outcomes[at], predicted[at]
             if judges[at] and outcome.kind == "ground_truth":
-                wrong[at] = judge(predicted[at], outcome.value)
+                truth = outcome.value
+                both = value.__class__ is str and truth.__class__ is str
+                wrong[at] = value != truth if both else judge(value, truth)
             if outcome.observed_time is not None:
                 self.other_times.append((first + at, outcome.observed_time))
             if outcome.recorded_time is not None:

@@ -200,13 +200,13 @@ class _Run:
         wave_of_row = np.full(high - low, -1, np.int64)
         wave_of_row[rows - low] = window
         total = len(state.cells)
+        # Cells of each wave behind those of the one before; rows that are in none count in one more, which is cut off.
+        first_cell = np.where(wave_of_row < 0, waves, wave_of_row) * total
         places = [_none()]
         for pairs in self.counted.cells:
             part = pairs.between(low, high)
-            wave = wave_of_row[part.row - low]
-            kept = wave >= 0
-            places.append(wave[kept] * total + part.target[kept])
-        counts = np.bincount(np.concatenate(places), minlength=waves * total).reshape(waves, total)
+            places.append(first_cell[part.row - low if low else part.row] + part.target)
+        counts = np.bincount(np.concatenate(places), minlength=waves * total)[: waves * total].reshape(waves, total)
         flags = self.counted.flags
         first, last = np.searchsorted(flags.row, (low, high))
         flag_wave = wave_of_row[flags.row[first:last] - low]
