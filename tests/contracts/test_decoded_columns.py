@@ -187,3 +187,59 @@ def test_outcomes() -> None:
         [RECORD_TIME_US] * 2,
     )
     assert batch.layouts == [LAYOUT]
+
+
+def decode_twice(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> Batch:
+    """The second batch of a decoder that has learnt from the first."""
+    decoder = MsgspecDecoder()
+    for events in (first, second):
+        records = [
+            Record(PREDICTIONS, 3, at, RECORD_TIME_US, b"fraud", dumps(event)) for at, event in enumerate(events)
+        ]
+        batch = decoder.decode(records, LAYOUTS)
+    return batch
+
+
+def as_text(batch: Batch) -> list[str]:
+    rows = batch.predictions
+    columns = [f"{name}: {getattr(rows, name)!r}" for name in rows.__dataclass_fields__]
+    return [*columns, *(f"{one.record} {one.refusal}" for one in batch.refused)]
+
+
+WRONG = {"amount": "2", "age": 7.0, "country": 3, "vip": "true", "note": {"a": 1}, "embedding": [[1]], "a/b~c d": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("before", "event"),
+    [
+        ([prediction(features=WRONG)] * 20, prediction(features=WRONG)),  # so many that types are read loosely
+        ([prediction(features=WRONG)] * 20, prediction(features={"amount": 2**70})),
+        ([prediction(features=WRONG)] * 20, prediction(features={"amount": None, "age": 3, "country": "it"})),
+        ([prediction()], prediction(latency_ms=5, purpose="drill", source="a", scores={"yes": 1.0}, confidence=0.5)),
+        ([prediction()], prediction(segments={"a": 1, "b": None})),
+        ([prediction(segments={"a": 1})], prediction(segments={"a": 1, "new": "x"})),
+        ([prediction(segments={"a": 1})], prediction(segments={"a": [1]})),
+        ([prediction(segments={'"\\': 1})], prediction(segments={'"\\': 1})),
+        ([prediction(segments={str(at): at}) for at in range(40)], prediction(segments={"99": 1})),
+        ([prediction(deployment={"endpoint": "a"})], prediction(deployment=None, versions={"code": "1"})),
+    ],
+)
+def test_what_was_learnt_changes_no_column(before: list[dict[str, Any]], event: dict[str, Any]) -> None:
+    """An event with unknown fields goes by the checks, which learn nothing: the reference for the other ways."""
+    batch = [prediction(), event, event, prediction()]
+    checked = [one | UNKNOWN for one in batch]
+    assert as_text(decode_twice(before, batch)) == as_text(decode_twice([], checked))
+
+
+def test_numbers_beyond_64_bits_are_told_from_large_floats() -> None:
+    batch = decode(prediction(features={"amount": 1e30}), prediction(features={"amount": 10**30}), prediction())
+    assert batch.predictions.record.tolist() == [0, 2]
+    assert [(one.record, one.refusal.path) for one in batch.refused] == [(1, "/features/amount")]
+    assert number(batch.predictions, 0, "amount") == 1e30
+
+
+def test_a_contract_may_name_features_that_no_type_can_have() -> None:
+    contract = Contract.model_validate({"model": "fraud", "features": {'"\\\n': {"type": "number"}}})
+    layouts = {b"fraud": compile_layout("default", "fraud", contract, None)}
+    record = Record(PREDICTIONS, 0, 0, RECORD_TIME_US, b"fraud", dumps(prediction(features={'"\\\n': 2.5})))
+    assert MsgspecDecoder().decode([record], layouts).predictions.numbers.tolist() == [2.5]

@@ -29,6 +29,7 @@ from errata.adapters.decode_msgspec.envelope import (
 )
 from errata.adapters.decode_msgspec.plans import (
     FIELDS,
+    LIMIT,
     PREDICTION_TYPE,
     UNUSABLE,
     Form,
@@ -182,7 +183,7 @@ class _Pass:
         if not self._records:
             return by_key
         topics, partitions, offsets, times_us, keys, values, _ = zip(*self._records, strict=True)
-        if topics.count(PREDICTIONS) == len(topics) and values.count(None) == 0:
+        if topics.count(PREDICTIONS) == len(topics) and all(values):
             for index, key in enumerate(keys):
                 by_key[key].append(index)
         else:
@@ -326,6 +327,7 @@ class _Pass:
             _, are_times = instants_us([text for _, text in columns.other_times])
             good[[row for (row, _), is_time in zip(columns.other_times, are_times, strict=True) if not is_time]] = False
         good[columns.unanswered] = False
+        good[[row for row in columns.huge if self._refusal(int(record[row])) is not None]] = False
         ahead = at - received > MAX_AHEAD_US
         for row in np.flatnonzero(~good | ahead).tolist():
             index = int(record[row])
@@ -333,16 +335,21 @@ class _Pass:
             self._refuse(index, clock_refusal("/time") if good[row] else self._fault(index))
         return at, received, good & ~ahead
 
-    def _fault(self, index: int) -> Refused:
+    def _refusal(self, index: int) -> Refused | None:
         try:
             read_prediction(self._records[index].value or b"")
         except Refused as refusal:
             return refusal
-        raise AssertionError("the typed decoder and the checks disagree")
+        return None
+
+    def _fault(self, index: int) -> Refused:
+        refusal = self._refusal(index)
+        assert refusal is not None, "the typed decoder and the checks disagree"
+        return refusal
 
     def _leave_out_idle_layouts(self, predictions: Predictions, outcomes: Outcomes) -> None:
         """A key may name a model of which no row came: `Batch.layouts` lists the layouts that occur."""
-        occur = np.unique(np.concatenate([predictions.layout, outcomes.layout]))
+        occur = np.flatnonzero(np.bincount(np.concatenate([predictions.layout, outcomes.layout])))
         if len(occur) < len(self._layouts):
             predictions.layout = np.searchsorted(occur, predictions.layout)
             outcomes.layout = np.searchsorted(occur, outcomes.layout)
@@ -458,6 +465,7 @@ class _PredictionColumns:
         self.times: list[str] = []
         self.other_times: list[tuple[int, str]] = []  # (row, text)
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
+        self.huge: list[int] = []  # rows with a feature so large that it is to be looked at as it was written
         self._indices: list[int] = []
         self._groups: list[tuple[Plan, int]] = []
         self._ids: list[str] = []
@@ -509,25 +517,25 @@ class _PredictionColumns:
         own = columns("prediction_id", absent)
         self._prediction_ids += ids if own.count(None) == n else map(_first, own, ids)
         purposes = columns("purpose", absent)
-        rest = n - purposes.count(None) - purposes.count("live")
-        self._purpose += bytes(map(_PURPOSE.__getitem__, purposes)) if rest else bytes(n)
+        given = purposes.count(None) < n and purposes.count("live") < n
+        self._purpose += bytes(map(_PURPOSE.__getitem__, purposes)) if given else bytes(n)
         statuses = columns("status", absent)
         if statuses.count(None) == n:
             self._status += bytes(n)
         else:
             self._status += bytes([0 if status is None else _STATUS[status.code] for status in statuses])
-        if None in predicted:
+        if not all(predicted) and None in predicted:
             self._unanswered(predicted, statuses, first)
         self._inline_outcomes(columns("outcome", absent), predicted, waiting.groups, first)
         sources, types = columns("source", absent), columns("type", absent)
-        if sources.count(None) < n or types.count(PREDICTION_TYPE) + types.count(None) < n:
+        if sources.count(None) < n or (types.count(None) < n and types.count(PREDICTION_TYPE) < n):
             self._own_seeds(sources, types, waiting.groups, first)
         recorded = columns("recorded_time", absent)
         if recorded.count(None) < n:
             self.other_times += [(row, text) for row, text in enumerate(recorded, first) if text is not None]
         self._latency += _doubles(columns("latency_ms", absent))
         shares: Sequence[float | None] = columns("confidence", absent)
-        if None in shares:
+        if not all(shares) and None in shares:
             shares = list(map(_confidence, shares, columns("scores", absent), predicted))
         self._confidence += _doubles(shares)
         self._of_models(waiting, columns("features", absent), predicted)
@@ -559,8 +567,21 @@ class _PredictionColumns:
                 others.extend(map(_presence, chain.from_iterable(columns[plan.categories :])))
             answers.extend(map(plan.predicted, predicted[start:end]))
         self._predicted += _doubles(answers)
-        for held, values in zip(self._features, (numbers, categories, others), strict=True):
-            held += _doubles(values)
+        packed = _doubles(numbers)
+        sizes = np.abs(np.frombuffer(packed))
+        if (sizes >= LIMIT).any():
+            self._note_huge(waiting.groups, np.flatnonzero((sizes >= LIMIT) & (sizes < np.inf)))
+        for held, values in zip(self._features, (packed, _doubles(categories), _doubles(others)), strict=True):
+            held += values
+
+    def _note_huge(self, groups: Sequence[tuple[Plan, int]], cells: Ints) -> None:
+        """Rows of numbers that may have been written as integers of over 64 bits, which the contract refuses."""
+        row = len(self._indices) - sum(n for _, n in groups)
+        cell = 0
+        for plan, n in groups:
+            mine = cells[(cells >= cell) & (cells < cell + n * plan.numbers)] - cell
+            self.huge += np.unique(row + mine % n).tolist()
+            row, cell = row + n, cell + n * plan.numbers
 
     def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
         for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):

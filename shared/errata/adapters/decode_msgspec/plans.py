@@ -27,13 +27,13 @@ from errata.domain.layouts import OpenCells
 PREDICTION_TYPE = "errata.prediction.v1"
 OUTCOME_TYPE = "errata.outcome.v1"
 
-_LIMIT = 9.2e18
-Number = Annotated[float, Meta(ge=-_LIMIT, le=_LIMIT)]
+LIMIT = 9.2e18
+Number = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-AtLeast0 = Annotated[float, Meta(ge=0, le=_LIMIT)]
-Above0 = Annotated[float, Meta(gt=0, le=_LIMIT)]
+AtLeast0 = Annotated[float, Meta(ge=0, le=LIMIT)]
+Above0 = Annotated[float, Meta(gt=0, le=LIMIT)]
 ShortText = Annotated[str, Meta(max_length=MAX_FEATURE_BYTES // 4)]
 Vector = Annotated[list[Number], Meta(max_length=MAX_VECTOR)]
 AnyFeature = bool | Int64 | Number | ShortText | Vector | None
@@ -43,7 +43,7 @@ Purpose = Literal["live", "drill", "backfill"]
 MAX_SEGMENTS = 16  # names; events with more are read as mappings
 _UNKNOWN = "Object contains unknown field `"
 _TYPES: dict[str, Any] = {
-    "number": Number,
+    "number": float,  # large ones are looked at in columns: a limit in the type is a twentieth of the time
     "integer": Int64,
     "category": ShortText,
     "text": ShortText,
@@ -185,10 +185,15 @@ def _row_type(name: str, order: Sequence[str], required: Sequence[str] = (), **t
     return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
 
 
+def _can_be_field(name: str) -> bool:
+    """Whether a struct of msgspec can have a field of this name."""
+    return name.isprintable() and '"' not in name and "\\" not in name
+
+
 def _struct_of(name: str, types: Mapping[str, Any]) -> Any:
     """A struct whose fields stand for the keys of ``types``; a key that is absent is None, an absent number NaN."""
     places = {f"f{at}": key for at, key in enumerate(types)}
-    fields = [(place, types[key] | None, nan if types[key] is Number else None) for place, key in places.items()]
+    fields = [(place, types[key] | None, nan if types[key] is float else None) for place, key in places.items()]
     return msgspec.defstruct(name, fields, rename=places, forbid_unknown_fields=True, gc=False)
 
 
@@ -223,7 +228,7 @@ class Form:
             given = event.get("segments")
             if segments is not None and isinstance(given, dict):
                 segments = arranged(segments, given)
-        if segments is not None and (len(segments) > MAX_SEGMENTS or not "".join(segments).isascii()):
+        if segments is not None and (len(segments) > MAX_SEGMENTS or not all(map(_can_be_field, segments))):
             segments = None
         return Form(order, segments)
 
@@ -308,7 +313,7 @@ class Plan:
         self.judges = self.output in (None, "class")  # an outcome of a class is right or wrong
         self.predicted = self._predicted()
         self.decode: Callable[[bytes], Any] | None = None
-        if contract and len(self.names) <= MAX_FEATURES:
+        if contract and len(self.names) <= MAX_FEATURES and all(map(_can_be_field, self.names)):
             self.decode = msgspec.json.Decoder(self._type(form)).decode
 
     def _type(self, form: Form) -> Any:
