@@ -30,11 +30,14 @@ from errata.domain.detection.profile import Profile, compile_profile
 from errata.domain.detection.state import Slot, State
 from errata.domain.detection.statistics import G_SHARE, PSI_MIN, WINDOW, WINDOW_MIN
 from errata.domain.layouts import compile_layout
+from errata.domain.partitioner import partition_of
 from errata.ports import DeadInput, Decoder, Outgoing, Record, StateChange, StepResult, Transport
 from errata.runtime.changelog import TABLE_KEY
 from errata.runtime.tables import Table
 
 SCHEMA_VERSION = 1
+REKEYED = "errata-rekeyed"  # header of a record that was sent to its place
+MAX_HOMES = 65_536
 IDS = b"ids"
 VERSIONS = {d.id: d.version for d in DETECTORS} | {d.id: d.version for d in LABEL_DETECTORS}
 CONFIG_HASH = config_hash(
@@ -51,8 +54,11 @@ class AnomalyDetector:
     side_inputs: tuple[str, ...] = (OUTCOMES,)
     state_topic = state_topic(STAGES[0])
 
-    def __init__(self, transport: Transport, decoder: Decoder) -> None:
+    def __init__(self, transport: Transport, decoder: Decoder, *, rekeys: bool = False) -> None:
+        """``rekeys``: records may come from strangers, with another key or in another partition than their model's."""
         self._decoder = decoder
+        self._partitions = {topic: transport.partitions(topic) for topic in (PREDICTIONS, OUTCOMES)} if rekeys else {}
+        self._homes: dict[bytes, int] = {}
         self._contracts = Table(transport, CONTRACTS, Contract)
         self._references = Table(transport, REFERENCES, Reference)
         self._layouts: dict[bytes, Layout] = {}
@@ -121,6 +127,11 @@ class AnomalyDetector:
 
     def step(self, batch: Sequence[Record], prepared: None) -> StepResult:
         decoded = self._decoder.decode(batch, self._layouts)
+        strays = self._strays(batch, decoded)
+        rekeyed = [_rekeyed(batch[index], key) for index, key in strays.items()]
+        if strays:
+            batch = [record for index, record in enumerate(batch) if index not in strays]
+            decoded = self._decoder.decode(batch, self._layouts)
         slots = self._slots_of(decoded.predictions, decoded)
         outcome_slots = self._slots_of(decoded.outcomes, decoded)
         taken = {partition: seen.taken for partition, seen in self._seen.items()}
@@ -134,6 +145,9 @@ class AnomalyDetector:
         ]
         result.dead = [DeadInput(batch[refusal.record], refusal.refusal) for refusal in decoded.refused]
         result.dropped = {reason: len(records) for reason, records in decoded.skipped.items() if records}
+        if rekeyed:
+            result.rekeyed = rekeyed
+            result.dropped["rekeyed"] = len(rekeyed)
         duplicates = int((~keep).sum() + (~keep_outcomes).sum())
         if duplicates:
             result.dropped["duplicate"] = duplicates
@@ -182,6 +196,35 @@ class AnomalyDetector:
             slots[pair] = added.index
         of_rows: Ints = slots[pairs]
         return of_rows
+
+    def _strays(self, batch: Sequence[Record], decoded: Batch) -> dict[int, bytes]:
+        """Records that lie elsewhere than their model's key says, and that key.
+
+        A model's events are judged by one member in one order, so these go to their place and are judged there. One
+        that was sent there already is taken as it comes.
+        """
+        strays: dict[int, bytes] = {}
+        if not self._partitions:
+            return strays
+        keys = [model_key(layout.tenant, layout.model) for layout in decoded.layouts]
+        misplaced = np.array(decoded.misplaced, np.int64)
+        for topic, rows in ((PREDICTIONS, decoded.predictions), (OUTCOMES, decoded.outcomes)):
+            homes = np.array([self._home(key, topic) for key in keys], np.int64)
+            astray = (rows.partition != homes[rows.layout]) | np.isin(rows.record, misplaced)
+            for row in np.flatnonzero(astray).tolist():
+                index = int(rows.record[row])
+                if all(name != REKEYED for name, _ in batch[index].headers):
+                    strays[index] = keys[int(rows.layout[row])]
+        return dict(sorted(strays.items()))
+
+    def _home(self, key: bytes, topic: str) -> int:
+        """The partition of a model; both topics have as many."""
+        home = self._homes.get(key)
+        if home is None:
+            if len(self._homes) > MAX_HOMES:
+                self._homes.clear()
+            home = self._homes[key] = partition_of(key, self._partitions[topic])
+        return home
 
     def _distinct(self, batch: Batch) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], ...]:
         """Which rows are no duplicates of an id seen before, by partition in receipt order."""
@@ -257,6 +300,10 @@ class AnomalyDetector:
     @property
     def state(self) -> State:
         return self._state
+
+
+def _rekeyed(record: Record, key: bytes) -> Outgoing:
+    return Outgoing(record.topic, key, record.value, (*record.headers, (REKEYED, b"1")))
 
 
 def _slot_key(slot: Slot) -> bytes:

@@ -172,6 +172,7 @@ class StepResult:
     """What a step made of a batch. Every record of the batch has one disposition: processed, dead or dropped."""
 
     outputs: list[Outgoing] = field(default_factory=list)
+    rekeyed: list[Outgoing] = field(default_factory=list)  # inputs sent to their place; also in ``dropped``
     changes: list[StateChange] = field(default_factory=list)
     dead: list[DeadInput] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)

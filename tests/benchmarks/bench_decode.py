@@ -1,7 +1,7 @@
-"""Decoding to columns against bare ``orjson.loads``, interleaved in one run, as shares of CPU time."""
+"""Decoding to columns beside bare ``orjson.loads``: the cases and what is run of each."""
 
-import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import orjson
@@ -14,61 +14,40 @@ EVENTS, BATCH, CHUNK, SEED = 20_000, 5_000, 500, 20260105
 CASES = (("5 models, clean", 5, 0.0), ("5 models, 1 % bad", 5, 0.01), ("500 models, clean", 500, 0.0))
 
 
-def rows(rounds: int) -> list[dict[str, Any]]:
-    """One row a case: microseconds a row for both (the best round), and their ratio; above 1 errata is the faster."""
-    runs: dict[str, Callable[[], None]] = {}
+def runs() -> dict[str, Callable[[], int]]:
+    """By ``errata, <case>`` and ``orjson, <case>``: each call takes the next batch, and returns its size."""
+    made: dict[str, Callable[[], int]] = {}
     for name, models, bad_share in CASES:
         records, layouts = events(models, EVENTS, SEED, bad_share)
-        runs[f"errata, {name}"] = _errata(records, layouts)
-        runs[f"orjson, {name}"] = _orjson(records)
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(rounds):
-        for name, run in runs.items():
-            best[name] = min(best[name], _cpu_s(run))
-    us = {name: seconds / EVENTS * 1e6 for name, seconds in best.items()}
-    return [
-        {
-            "case": name,
-            "errata_us": round(us[f"errata, {name}"], 3),
-            "orjson_us": round(us[f"orjson, {name}"], 3),
-            "ratio_to_orjson": round(us[f"orjson, {name}"] / us[f"errata, {name}"], 3),
-            "ratio_to_clean": round(us[f"errata, {CASES[0][0]}"] / us[f"errata, {name}"], 3),
-        }
-        for name, _, _ in CASES
-    ]
+        batches = [records[start : start + BATCH] for start in range(0, EVENTS, BATCH)]
+        made[f"errata, {name}"] = _errata(batches, layouts)
+        made[f"orjson, {name}"] = _orjson(batches)
+    return made
 
 
-def _errata(records: Sequence[Record], layouts: Any) -> Callable[[], None]:
-    decoder = MsgspecDecoder()
+def _errata(batches: Sequence[Sequence[Record]], layouts: Any) -> Callable[[], int]:
+    decoder, turn = MsgspecDecoder(), cycle(batches)
 
-    def run() -> None:
-        for start in range(0, len(records), BATCH):
-            decoder.decode(records[start : start + BATCH], layouts)
+    def run() -> int:
+        batch = next(turn)
+        decoder.decode(batch, layouts)
+        return len(batch)
 
     return run
 
 
-def _orjson(records: Sequence[Record]) -> Callable[[], None]:
-    loads = orjson.loads
+def _orjson(batches: Sequence[Sequence[Record]]) -> Callable[[], int]:
+    loads, turn = orjson.loads, cycle(batches)
 
-    def run() -> None:
-        for start in range(0, len(records), CHUNK):
+    def run() -> int:
+        batch = next(turn)
+        for start in range(0, len(batch), CHUNK):
             kept = []
-            for record in records[start : start + CHUNK]:
+            for record in batch[start : start + CHUNK]:
                 try:
                     kept.append(loads(record.value or b""))
                 except orjson.JSONDecodeError:
                     continue
+        return len(batch)
 
     return run
-
-
-def _cpu_s(run: Callable[[], None]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-if __name__ == "__main__":
-    for row in rows(7):
-        print(row)

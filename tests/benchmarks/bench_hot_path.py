@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import orjson
 from tests.benchmarks import bench_decode
-from tests.benchmarks.events import events
 from tests.benchmarks.measure import Row, Scale, Variant, cost, interleaved, speed_ratio
 from tests.benchmarks.stages import LAP, Detecting, Stream
 
@@ -31,14 +30,9 @@ def rows(scale: Scale) -> list[Row]:
 
 def _decode_rows(scale: Scale) -> list[Row]:
     """The cases of `bench_decode`, all in one interleaved run."""
-    variants: dict[str, Variant] = {}
-    cases = bench_decode.CASES[:2] if scale.quick else bench_decode.CASES
-    for name, models, bad_share in cases:
-        records, layouts = events(models, LAP, bench_decode.SEED, bad_share)
-        variants[f"errata, {name}"] = _counted(bench_decode._errata(records, layouts))
-        variants[f"orjson, {name}"] = _counted(bench_decode._orjson(records))
+    variants = {name: Variant(run) for name, run in bench_decode.runs().items()}
     taken = interleaved(variants, scale.rounds)
-    names = [name for name, _, _ in cases]
+    names = [name for name, _, _ in bench_decode.CASES]
     clean, bad = names[0], names[1]
     made = [
         Row(
@@ -51,16 +45,6 @@ def _decode_rows(scale: Scale) -> list[Row]:
     ]
     ratio = speed_ratio(taken, f"errata, {bad}", f"errata, {clean}")
     return [*made, Row("decode, 1 % bad rows / none", ratio, "decode_bad_rows")]
-
-
-def _counted(run: object) -> Variant:
-    assert callable(run)
-
-    def counted() -> int:
-        run()
-        return LAP
-
-    return Variant(counted)
 
 
 def _stage_rows(scale: Scale) -> list[Row]:

@@ -20,8 +20,8 @@ class Scale:
     quick: bool = False
 
 
-FULL = Scale(rounds=9, warm=140_000, permutations=10)  # warm: one generation of the ids that are remembered, and more
-QUICK = Scale(rounds=3, warm=10_000, permutations=1, quick=True)
+FULL = Scale(rounds=41, warm=140_000, permutations=10)  # warm: one generation of the ids that are remembered, and more
+QUICK = Scale(rounds=11, warm=10_000, permutations=1, quick=True)
 
 
 @dataclass(frozen=True, slots=True)

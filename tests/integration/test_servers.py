@@ -33,7 +33,8 @@ def topics(address: str, more: Mapping[str, str] | None = None, timeout_s: float
 
 
 def make_topic(address: str, name: str) -> None:
-    AdminClient({"bootstrap.servers": address}).create_topics([NewTopic(name, 1, 1)])[name].result(timeout=20)
+    admin = AdminClient({"bootstrap.servers": address})
+    admin.create_topics([NewTopic(name, 1, 1)])[name].result(timeout=20)
 
 
 def test_two_kafkas_side_by_side_keep_their_topics_apart_and_over_a_restart(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from errata.errors import Misconfigured
-from errata.settings import read_settings, variables
+from errata.settings import EmbeddedSettings, ServiceSettings, read_service_settings, read_settings, variables
 
 
 def test_without_any_variable_the_defaults_hold() -> None:
@@ -53,4 +53,41 @@ def test_settings_are_frozen_and_each_variable_has_a_meaning() -> None:
     with pytest.raises(ValidationError):
         settings.instance = "b"  # type: ignore[misc]
     assert all(variables().values())
-    assert set(variables()) == {f"ERRATA_{name.upper()}" for name in type(settings).model_fields}
+    fields = {*EmbeddedSettings.model_fields, *ServiceSettings.model_fields} - {"kafka"}
+    named = {name for name in variables() if not name.startswith("ERRATA_KAFKA__")}
+    assert named == {f"ERRATA_{name.upper()}" for name in fields}
+
+
+def test_any_property_of_the_kafka_client_can_be_given() -> None:
+    settings = read_service_settings(
+        {"ERRATA_KAFKA__BOOTSTRAP_SERVERS": "a:9092,b:9092", "ERRATA_KAFKA__SASL_MECHANISMS": "SCRAM-SHA-512"}
+    )
+    assert settings.kafka == {"bootstrap.servers": "a:9092,b:9092", "sasl.mechanisms": "SCRAM-SHA-512"}
+
+
+def test_secrets_may_stand_in_files(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("postgresql://u:hunter2@db/errata\n")
+    (tmp_path / "password").write_text("hunter3\n")
+    settings = read_service_settings(
+        {
+            "ERRATA_DATABASE_URL_FILE": str(tmp_path / "url"),
+            "ERRATA_KAFKA__SASL_PASSWORD_FILE": str(tmp_path / "password"),
+        }
+    )
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == "postgresql://u:hunter2@db/errata"
+    assert settings.kafka == {"sasl.password": "hunter3"}
+    assert "hunter2" not in repr(settings)
+
+
+def test_a_file_that_is_not_there_and_a_secret_given_twice_are_faults(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="ERRATA_KEY_FILE: the file cannot be read"):
+        read_service_settings({"ERRATA_KEY_FILE": str(tmp_path / "none")})
+    (tmp_path / "key").write_text("k" * 32)
+    with pytest.raises(Misconfigured, match="ERRATA_KEY: given twice"):
+        read_service_settings({"ERRATA_KEY_FILE": str(tmp_path / "key"), "ERRATA_KEY": "k" * 32})
+
+
+def test_one_underscore_too_few_is_told() -> None:
+    with pytest.raises(Misconfigured, match=r"did you mean ERRATA_KAFKA__BOOTSTRAP_SERVERS\?"):
+        read_service_settings({"ERRATA_KAFKA_BOOTSTRAP_SERVERS": "a:9092"})

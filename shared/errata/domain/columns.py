@@ -148,3 +148,4 @@ class Batch:
     ticks: list[Tick]
     refused: list[Refusal]
     skipped: dict[str, list[int]]  # reason (heartbeat, waiting: an outcome to be joined) -> records
+    misplaced: list[int] = field(default_factory=list)  # records of rows whose key is not that of their model

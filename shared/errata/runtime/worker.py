@@ -222,7 +222,7 @@ class Worker:
         offsets: Offsets = {place: part.end for place, part in taken.items()}
         self._producer.begin()
         try:
-            self._write([*result.outputs, *letters], bookkeeping, offsets)
+            self._write([*result.outputs, *letters, *result.rekeyed], bookkeeping, offsets)
         except Fenced:
             raise
         except Exception:

@@ -25,6 +25,7 @@ from errata.adapters.decode_msgspec.envelope import (
     has_hidden_faults,
     read_outcome,
     read_prediction,
+    refuse_nameless,
     refuse_truncated,
 )
 from errata.adapters.decode_msgspec.plans import (
@@ -155,6 +156,7 @@ class _Pass:
         self._refused: list[Refusal] = []
         self._skipped: dict[str, list[int]] = {}
         self._ticks: list[Tick] = []
+        self._misplaced: set[int] = set()
         self._predictions = _PredictionColumns(decoder, self._found)
         self._open: list[tuple[Plan, int, Any]] = []  # rows that came by the open way or the checks
         self._outcomes = _OutcomeColumns()
@@ -175,7 +177,8 @@ class _Pass:
             plan.slot = -1
         self._refused.sort(key=lambda refusal: refusal.record)
         self._ticks.sort(key=lambda tick: tick.record)
-        return Batch(self._layouts, predictions, carried, self._ticks, self._refused, self._skipped)
+        misplaced = sorted(self._misplaced.difference(refusal.record for refusal in self._refused))
+        return Batch(self._layouts, predictions, carried, self._ticks, self._refused, self._skipped, misplaced)
 
     def _by_key(self, outcomes: list[int]) -> Mapping[bytes | None, list[int]]:
         """Indices of predictions by the key of their records; what is no prediction is dealt with or noted."""
@@ -250,8 +253,11 @@ class _Pass:
         layout = self._given.get(key) if key is not None else None
         return self._use(key, layout.tenant, layout.model, raw) if key is not None and layout is not None else None
 
-    def _plan_of(self, tenant: str, model: str) -> Plan:
+    def _plan_of(self, tenant: str, model: str, index: int) -> Plan:
+        """The plan of the model that a row names. A typed row names the model of its record's key."""
         key = model_key(tenant, model)
+        if self._records[index].key != key:
+            self._misplaced.add(index)
         return self._plans.get(key) or self._use(key, tenant, model, None)
 
     def _use(self, key: bytes, tenant: str, model: str, raw: bytes | None) -> Plan:
@@ -274,7 +280,7 @@ class _Pass:
             return
         if row is None:
             return
-        plan = self._plan_of(row.tenant, row.model.name)
+        plan = self._plan_of(row.tenant, row.model.name, index)
         found: Found = []
         plan.fill(row, found)
         if found:
@@ -285,6 +291,7 @@ class _Pass:
 
     def _row(self, index: int, raw: bytes, fault: str) -> Any:
         refuse_truncated(fault, raw)
+        refuse_nameless(fault, raw)
         missed = self._decoder.form.is_to_learn(fault)
         if (missed or _IN_FEATURES in fault) and len(raw) <= MAX_BYTES and _NUL not in raw:
             try:
@@ -376,7 +383,7 @@ class _Pass:
         elif outcome.predicted is None:
             self._skip("waiting", index)
         else:
-            plan = self._plan_of(outcome.tenant, outcome.model.name)
+            plan = self._plan_of(outcome.tenant, outcome.model.name, index)
             self._outcomes.add(index, plan, outcome, time_us)
 
 

@@ -5,6 +5,7 @@ checks to the published contract.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 import msgspec
@@ -262,6 +263,13 @@ def refuse_truncated(fault: str, raw: bytes) -> None:
     # A text cut off inside a pair of escapes is "truncated" to msgspec too, and has a place.
     if fault == "Input data was truncated" and b"\\u" not in raw:
         raise RefusedDecode("", "not JSON; send one JSON object") from None
+
+
+def refuse_nameless(fault: str, raw: bytes) -> None:
+    """Refuse an event in which a typed decoder misses its id, and nothing else: the first field there is to check."""
+    if fault == "Object missing required field `event_id`":
+        with suppress(msgspec.DecodeError):  # more than one object: the typed decoder stopped before the second
+            raise schema_refusal("/event_id", _decode(raw))
 
 
 def has_hidden_faults(raw: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""The catalogue in a SQL database: SQLAlchemy Core and Alembic, SQLite now; nothing in it is SQLite's alone."""
+"""The catalogue in a SQL database: SQLAlchemy Core and Alembic, on SQLite or PostgreSQL."""
 
 from errata.adapters.sql.catalogue import SqlCatalogue
 

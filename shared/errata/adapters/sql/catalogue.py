@@ -1,7 +1,6 @@
 """`Catalogue` over SQLAlchemy Core. What a case is, is decided in the domain; here stands only how it is kept."""
 
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Row, Table, event
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import Connection, Row, Table
 
+from errata.adapters.sql.databases import WRITES, grant, insert, lock_migrations, open_engine
+from errata.adapters.sql.failures import translated
 from errata.adapters.sql.tables import (
     case_edit,
     case_revision,
@@ -39,33 +38,27 @@ from errata.domain.catalogue.cases import (
 )
 from errata.domain.catalogue.lifecycle import Move, Revision, folded, move_patch, patch_between, rejection_reason
 from errata.domain.catalogue.queries import CaseCounts, CaseQuery, suggestion, words
-from errata.errors import ErrataError, Fenced, Misconfigured, NotFound, Refused, StateDamaged, Unavailable
+from errata.errors import Fenced, Misconfigured, NotFound
 from errata.ports import CrashHook, Offsets, SinkDeadLetter, TopicPartition, never_crash
 
-SCHEMA = "c0001"  # the newest migration; a test compares it with the scripts
+SCHEMAS = ("c0001", "c0002")  # the migrations, oldest first; a test compares them with the scripts
+SCHEMA = SCHEMAS[-1]
 MACHINE = "errata"  # the actor of every revision that the chain makes
 _MIGRATIONS = Path(__file__).with_name("migrations")
-_WRITES = "errata_writes"
 _IN_CHUNK = 500  # ids in one IN (…), well under every database's limit of parameters
 _SUGGEST_FROM = 2_000  # newest short ids looked at for a suggestion
 _SHORTEST_PREFIX = 8  # characters of a case id that may stand for it
 
 
 class SqlCatalogue:
-    """See `errata.ports.Catalogue`. ``url`` is SQLAlchemy's; SQLite and PostgreSQL are known.
+    """See `errata.ports.Catalogue`. ``url`` is libpq's or SQLAlchemy's, of SQLite or PostgreSQL.
 
-    ``busy_timeout_s``: how long SQLite waits for another writer before ``Unavailable``.
+    ``busy_timeout_s``: how long SQLite waits for another writer before ``Unavailable``. ``service`` is the name that
+    PostgreSQL shows for our connections, behind ``errata-``.
     """
 
-    def __init__(self, url: str | sa.URL, busy_timeout_s: float = 5.0) -> None:
-        try:
-            self._engine = _engine(url)
-        except (ArgumentError, ImportError) as error:
-            raise Misconfigured("catalogue url: not one SQLAlchemy knows; write sqlite:///FILE") from error
-        if self._engine.dialect.name not in ("sqlite", "postgresql"):
-            raise Misconfigured("catalogue url: write one that begins with sqlite: or postgresql:")
-        if self._engine.dialect.name == "sqlite":
-            _prepare_sqlite(self._engine, busy_timeout_s)
+    def __init__(self, url: str | sa.URL, busy_timeout_s: float = 5.0, service: str = "catalogue") -> None:
+        self._engine = open_engine(url, service, busy_timeout_s)
         self._checked = False
 
     @classmethod
@@ -78,14 +71,28 @@ class SqlCatalogue:
 
     # schema
 
-    def migrate(self) -> None:
+    def migrate(self, grant_to: str | None = None) -> None:
+        """As the port says. ``grant_to``: a role of PostgreSQL that gets the rights of a writer, and only those."""
         with self._transaction(checked=False) as connection:
-            if _schema(connection) == SCHEMA:
-                self._checked = True
-                return
-        with self._transaction(writes=True, checked=False) as connection:
-            if _schema(connection) != SCHEMA:  # another process may have been quicker
-                _upgrade(connection)
+            newest = _schema(connection) == SCHEMA
+        if not newest or grant_to is not None:
+            with self._transaction(writes=True, checked=False) as connection:
+                lock_migrations(connection)
+                if _schema(connection) != SCHEMA:  # another process may have been quicker
+                    _upgrade(connection)
+                if grant_to is not None:
+                    grant(connection, grant_to)
+        self._checked = True
+
+    def schema(self) -> str | None:
+        """The migration the database is at; None for an empty one."""
+        with self._transaction(checked=False) as connection:
+            return _schema(connection)
+
+    def check(self) -> None:
+        """Raise ``Misconfigured`` with the command to run unless the database is of the schema this code knows."""
+        with self._transaction(checked=False) as connection:
+            _require_schema(connection)
         self._checked = True
 
     # writing
@@ -95,14 +102,11 @@ class SqlCatalogue:
         with self._transaction(writes=True) as connection:
             for topic, partition in sorted(partitions):
                 row = {"consumer_group": group, "topic": topic, "partition": partition}
-                insert = self._insert(consumer_position).values(next_offset=0, owner=owner, **row)
-                connection.execute(
-                    insert.on_conflict_do_update(
-                        index_elements=["consumer_group", "topic", "partition"], set_={"owner": owner}
-                    )
-                )
-                found = sa.select(consumer_position.c.next_offset).where(*_equal(consumer_position, row))
-                positions[topic, partition] = connection.execute(found).scalar_one()
+                taken = insert(connection, consumer_position).values(next_offset=0, owner=owner, **row)
+                # The row is locked from here on: a writer that was before us commits first, or finds itself fenced.
+                taken = taken.on_conflict_do_update(index_elements=list(row), set_={"owner": owner})
+                found = connection.execute(taken.returning(consumer_position.c.next_offset))
+                positions[topic, partition] = found.scalar_one()
         return positions
 
     def apply(
@@ -137,7 +141,7 @@ class SqlCatalogue:
                 changed[state.case_id] = state
         if changed:
             rows = [state.row() for state in changed.values()]
-            connection.execute(self._upsert_newer_seq(), rows)
+            connection.execute(_upsert_newer_seq(connection), rows)
             connection.execute(sa.insert(case_revision), revisions)
             self._write_tags(connection, changed)
         return len(revisions)
@@ -159,7 +163,7 @@ class SqlCatalogue:
 
     def _take_numbers(self, connection: Connection, tenant: str, n: int) -> int:
         """The first of ``n`` numbers that are the caller's from now on."""
-        start = self._insert(short_id_counter).values(tenant=tenant, next_number=1)
+        start = insert(connection, short_id_counter).values(tenant=tenant, next_number=1)
         connection.execute(start.on_conflict_do_nothing())
         mine = short_id_counter.c.tenant == tenant
         number: int = connection.execute(
@@ -167,15 +171,6 @@ class SqlCatalogue:
         ).scalar_one()
         connection.execute(sa.update(short_id_counter).where(mine).values(next_number=number + n))
         return number
-
-    def _upsert_newer_seq(self) -> Any:
-        insert = self._insert(failure_case)
-        # Not `status`: it is people's. Not what a case is born with: ids, tenant, time of opening.
-        born = {"case_id", "short_id", "tenant", "status", "opened_at_us"}
-        moved = {column.name: insert.excluded[column.name] for column in failure_case.c if column.name not in born}
-        return insert.on_conflict_do_update(
-            index_elements=["case_id"], set_=moved, where=insert.excluded.episode_seq > failure_case.c.episode_seq
-        )
 
     def _write_tags(self, connection: Connection, changed: Mapping[str, "_Held"]) -> None:
         for ids in _chunks(sorted(changed)):
@@ -199,7 +194,7 @@ class SqlCatalogue:
                 }
                 for letter in dead
             ]
-            connection.execute(self._insert(dead_letter).on_conflict_do_nothing(), rows)
+            connection.execute(insert(connection, dead_letter).on_conflict_do_nothing(), rows)
 
     # reading
 
@@ -257,21 +252,17 @@ class SqlCatalogue:
     def _write_edit(self, connection: Connection, revision: Revision, edits: Fields) -> None:
         connection.execute(sa.insert(case_revision).values(**_revision_row(revision)))
         values = {"rev": revision.rev, "edits": _text(edits)}
-        insert = self._insert(case_edit).values(case_id=revision.case_id, **values)
-        connection.execute(insert.on_conflict_do_update(index_elements=["case_id"], set_=values))
+        kept = insert(connection, case_edit).values(case_id=revision.case_id, **values)
+        connection.execute(kept.on_conflict_do_update(index_elements=["case_id"], set_=values))
         mine = sa.update(failure_case).where(failure_case.c.case_id == revision.case_id)
         connection.execute(mine.values(rev=revision.rev, status=edits["status"]))
 
     # the database
 
-    def _insert(self, table: Table) -> Any:
-        """An INSERT that knows ON CONFLICT: the one place where the dialects part."""
-        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
-
     @contextmanager
     def _transaction(self, writes: bool = False, checked: bool = True) -> Iterator[Connection]:
-        with _translated():
-            engine = self._engine.execution_options(**{_WRITES: writes})
+        with translated():
+            engine = self._engine.execution_options(**{WRITES: writes})
             with engine.begin() as connection:
                 if checked and not self._checked:
                     _require_schema(connection)
@@ -375,6 +366,16 @@ def _held(connection: Connection, case_ids: set[str]) -> dict[str, _Held]:
                 row.content_hash,
             )
     return held
+
+
+def _upsert_newer_seq(connection: Connection) -> Any:
+    written = insert(connection, failure_case)
+    # Not `status`: it is people's. Not what a case is born with: ids, tenant, time of opening.
+    born = {"case_id", "short_id", "tenant", "status", "opened_at_us"}
+    moved = {column.name: written.excluded[column.name] for column in failure_case.c if column.name not in born}
+    return written.on_conflict_do_update(
+        index_elements=["case_id"], set_=moved, where=written.excluded.episode_seq > failure_case.c.episode_seq
+    )
 
 
 def _write_positions(connection: Connection, positions: Offsets, group: str, owner: str) -> None:
@@ -511,10 +512,13 @@ def _require_schema(connection: Connection) -> None:
 
 def _wrong_schema(found: str | None) -> Misconfigured:
     if found is None:
-        return Misconfigured("catalogue: the database is empty; call migrate() first")
+        return Misconfigured("catalogue: the database is empty; run `errata catalog migrate`")
+    if found in SCHEMAS:
+        return Misconfigured(
+            f"catalogue: the database is of schema {found}, this errata knows {SCHEMA}; run `errata catalog migrate`"
+        )
     return Misconfigured(
-        f"catalogue: the database is of schema {found}, this errata knows {SCHEMA}; migrate an older one, and for a"
-        " newer one install the errata that wrote it"
+        f"catalogue: the database is of schema {found}, this errata knows {SCHEMA}; install the errata that wrote it"
     )
 
 
@@ -522,79 +526,11 @@ def _upgrade(connection: Connection) -> None:
     # Imported here: Alembic costs a tenth of a second, and only the first start needs it.
     from alembic import command
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
+    found = _schema(connection)
+    if found is not None and found not in SCHEMAS:
+        raise _wrong_schema(found)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    found = _schema(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
-        raise _wrong_schema(found)
     command.upgrade(config, "head")
-
-
-def _engine(url: str | sa.URL) -> Engine:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        # A database in memory lives in its one connection, so all threads share it.
-        return sa.create_engine(parsed, poolclass=sa.StaticPool, connect_args={"check_same_thread": False})
-    return sa.create_engine(parsed)
-
-
-def _prepare_sqlite(engine: Engine, busy_timeout_s: float) -> None:
-    """WAL, foreign keys, and transactions that begin when we say so.
-
-    A writer takes its lock at BEGIN: one that upgrades from reading in mid-transaction is refused at once, without
-    waiting, when another has written meanwhile.
-    """
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver's own BEGIN leaves DDL and reads outside of transactions
-        for pragma in (
-            f"busy_timeout={int(busy_timeout_s * 1000)}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
-
-
-_DAMAGED = (sqlite3.SQLITE_CORRUPT,)
-_NOT_OURS = {
-    sqlite3.SQLITE_NOTADB: "the file is not a database; give errata another data folder",
-    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened; the folder must exist and allow writing",
-    sqlite3.SQLITE_READONLY: "the file cannot be written; give this user the right to, or another data folder",
-    sqlite3.SQLITE_PERM: "the file cannot be opened by this user",
-    sqlite3.SQLITE_ERROR: "the database has not the tables this errata expects",
-}
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Errors of the database as the class that says what to do. Their texts hold values, so they are not quoted."""
-    try:
-        yield
-    except (DBAPIError, sqlite3.Error) as error:
-        raise _error_of(error) from error
-    except (OverflowError, UnicodeEncodeError) as error:
-        raise Refused("", "a number or text that the database cannot keep") from error
-
-
-def _error_of(error: DBAPIError | sqlite3.Error) -> ErrataError:
-    orig = error.orig if isinstance(error, DBAPIError) else error
-    code = getattr(orig, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in _DAMAGED:
-        return StateDamaged("catalogue: the database file is damaged; restore it from a backup")
-    if code is not None and code & 0xFF in _NOT_OURS:
-        return Misconfigured(f"catalogue: {_NOT_OURS[code & 0xFF]}")
-    if isinstance(error, OperationalError | InterfaceError | sqlite3.OperationalError):
-        return Unavailable("catalogue: the database does not answer; it is locked, full or gone")
-    if isinstance(error, DatabaseError):  # data, integrity: the value is at fault
-        return Refused("", "a value that the database cannot keep")
-    return Unavailable("catalogue: the database failed")

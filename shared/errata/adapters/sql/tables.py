@@ -1,19 +1,23 @@
 """The tables of the catalogue as the newest migration leaves them. Times are microseconds since 1970, UTC.
 
-Documents are canonical JSON in text columns, so that equal content is equal bytes in every database.
+Documents are canonical JSON in text columns, so that equal content is equal bytes in every database. Names compare by
+their bytes, whatever language a PostgreSQL was made for: order and prefixes are then the same everywhere.
 """
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
 
 metadata = MetaData()
+CASE_OVERVIEW = "case_overview"  # PostgreSQL only: the cases with times as timestamptz and documents as jsonb
+
+_Name = Text().with_variant(Text(collation="C"), "postgresql")
 
 failure_case = Table(
     "failure_case",
     metadata,
-    Column("case_id", Text, primary_key=True),
-    Column("short_id", Text, nullable=False),
-    Column("tenant", Text, nullable=False),
-    Column("model", Text, nullable=False),
+    Column("case_id", _Name, primary_key=True),
+    Column("short_id", _Name, nullable=False),
+    Column("tenant", _Name, nullable=False),
+    Column("model", _Name, nullable=False),
     Column("slice", Text, nullable=False),
     Column("status", Text, nullable=False),  # people's; the chain only sets it on the first write
     Column("episode_state", Text, nullable=False),
@@ -39,15 +43,15 @@ failure_case = Table(
 case_tag = Table(
     "case_tag",
     metadata,
-    Column("case_id", Text, ForeignKey("failure_case.case_id", ondelete="CASCADE"), primary_key=True),
-    Column("tag", Text, primary_key=True),
+    Column("case_id", _Name, ForeignKey("failure_case.case_id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", _Name, primary_key=True),
     Index("ix_case_tag_tag", "tag"),
 )
 
 case_revision = Table(
     "case_revision",
     metadata,
-    Column("case_id", Text, ForeignKey("failure_case.case_id", ondelete="CASCADE"), primary_key=True),
+    Column("case_id", _Name, ForeignKey("failure_case.case_id", ondelete="CASCADE"), primary_key=True),
     Column("rev", Integer, primary_key=True),
     Column("valid_from_us", BigInteger, nullable=False),
     Column("actor", Text, nullable=False),
@@ -60,7 +64,7 @@ case_revision = Table(
 case_edit = Table(
     "case_edit",
     metadata,
-    Column("case_id", Text, ForeignKey("failure_case.case_id", ondelete="CASCADE"), primary_key=True),
+    Column("case_id", _Name, ForeignKey("failure_case.case_id", ondelete="CASCADE"), primary_key=True),
     Column("rev", Integer, nullable=False),
     Column("edits", Text, nullable=False),  # people's fields as one object: status, title, owner, priority, …
 )
@@ -68,8 +72,8 @@ case_edit = Table(
 consumer_position = Table(
     "consumer_position",
     metadata,
-    Column("consumer_group", Text, primary_key=True),
-    Column("topic", Text, primary_key=True),
+    Column("consumer_group", _Name, primary_key=True),
+    Column("topic", _Name, primary_key=True),
     Column("partition", Integer, primary_key=True),
     Column("next_offset", BigInteger, nullable=False),
     Column("owner", Text, nullable=False),
@@ -78,14 +82,14 @@ consumer_position = Table(
 short_id_counter = Table(
     "short_id_counter",
     metadata,
-    Column("tenant", Text, primary_key=True),
+    Column("tenant", _Name, primary_key=True),
     Column("next_number", BigInteger, nullable=False),
 )
 
 dead_letter = Table(
     "dead_letter",
     metadata,
-    Column("topic", Text, primary_key=True),
+    Column("topic", _Name, primary_key=True),
     Column("partition", Integer, primary_key=True),
     Column("offset", BigInteger, primary_key=True),
     Column("timestamp_us", BigInteger, nullable=False),

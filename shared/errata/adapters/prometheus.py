@@ -1,0 +1,1 @@
+"""Telemetry as Prometheus metrics, made from the table of `errata.runtime.telemetry`."""
