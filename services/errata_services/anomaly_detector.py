@@ -34,6 +34,7 @@ from errata.domain.partitioner import partition_of
 from errata.ports import DeadInput, Decoder, Outgoing, Record, StateChange, StepResult, Transport
 from errata.runtime.changelog import TABLE_KEY
 from errata.runtime.tables import Table
+from errata.runtime.telemetry import NoTelemetry, Telemetry
 
 SCHEMA_VERSION = 1
 REKEYED = "errata-rekeyed"  # header of a record that was sent to its place
@@ -54,13 +55,23 @@ class AnomalyDetector:
     side_inputs: tuple[str, ...] = (OUTCOMES,)
     state_topic = state_topic(STAGES[0])
 
-    def __init__(self, transport: Transport, decoder: Decoder, *, rekeys: bool = False) -> None:
-        """``rekeys``: records may come from strangers, with another key or in another partition than their model's."""
+    def __init__(
+        self,
+        transport: Transport,
+        decoder: Decoder,
+        *,
+        rekeys: bool = False,
+        tables_every_s: float = 0.0,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """``rekeys``: records may come from strangers, with another key or in another partition than their model's.
+        ``tables_every_s``: seconds between two looks for new contracts and references."""
         self._decoder = decoder
+        self._telemetry: Telemetry = telemetry or NoTelemetry()
         self._partitions = {topic: transport.partitions(topic) for topic in (PREDICTIONS, OUTCOMES)} if rekeys else {}
         self._homes: dict[bytes, int] = {}
-        self._contracts = Table(transport, CONTRACTS, Contract)
-        self._references = Table(transport, REFERENCES, Reference)
+        self._contracts = Table(transport, CONTRACTS, Contract, every_s=tables_every_s)
+        self._references = Table(transport, REFERENCES, Reference, every_s=tables_every_s)
         self._layouts: dict[bytes, Layout] = {}
         self._profiles: dict[int, Profile] = {}
         self._unlisted: dict[tuple[str, str], Layout] = {}
@@ -76,7 +87,10 @@ class AnomalyDetector:
     # -- tables -------------------------------------------------------------------------------------------------------
 
     def _refresh_tables(self) -> None:
-        for tenant, model in self._contracts.refresh() | self._references.refresh():
+        changed = self._contracts.refresh() | self._references.refresh()
+        if changed:
+            self._telemetry.known_models(model_key(*of).decode() for of in changed)
+        for tenant, model in changed:
             contract, reference = self._contracts.get(tenant, model), self._references.get(tenant, model)
             layout = compile_layout(tenant, model, contract, reference)
             self._layouts[model_key(tenant, model)] = layout
@@ -162,6 +176,8 @@ class AnomalyDetector:
         return Outgoing(ANOMALIES, message.episode.id.encode(), message.to_json(), headers)
 
     def commit(self) -> None:
+        if self.judged.findings:
+            self._telemetry.detected(self.judged.findings)
         for change in self._pending:
             if change.value is not None:
                 self._committed[change.partition][change.key] = change.value

@@ -1,28 +1,43 @@
 """The only place that picks adapters."""
 
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+import structlog
+from pydantic import SecretStr
 
+from errata import __version__
 from errata.adapters.aead import KEY_BYTES, Aead, read_or_make_key
 from errata.adapters.context_memory import MemoryContextStore
+from errata.adapters.context_redis import TIMEOUT_S, RedisContextStore
 from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder
+from errata.adapters.http_health import open_health_server
 from errata.adapters.journal import DataLock, Journal
+from errata.adapters.kafka import KafkaTransport, check_topics
+from errata.adapters.kafka_statistics import partition_lags, topic_lags
 from errata.adapters.memory import MemoryTransport
+from errata.adapters.prometheus import PrometheusMeter
 from errata.adapters.sql import SqlCatalogue
 from errata.contracts import Contract, Reference, canonical
 from errata.contracts.topics import CONTRACTS, REFERENCES, TOPICS
 from errata.errors import Misconfigured
-from errata.ports import Catalogue, Cipher, ContextStore, Decoder, Outgoing, Router, Transport
-from errata.settings import read_settings
+from errata.ports import Catalogue, Cipher, ContextStore, Decoder, Offsets, Outgoing, Router, Transport
+from errata.runtime.health import Health
+from errata.runtime.logging import configure_logging
+from errata.runtime.telemetry import StageTelemetry, Telemetry
+from errata.settings import ServiceSettings, read_service_settings, read_settings
 
 CATALOGUE_FILE = "catalogue.sqlite"
 JOURNAL_FILE = "journal.bin"
 REDACTION_KEY_FILE = "redaction.key"
+STATISTICS, STATISTICS_MS = "statistics.interval.ms", "5000"
 
 
 def data_folder(option: Path | None) -> Path:
@@ -75,6 +90,107 @@ def embedded_parts(data: Path | None) -> Iterator[Parts]:
         stack.callback(catalogue.close)
         stack.callback(transport.close)
         yield Parts(transport, catalogue, cipher, key, MsgspecDecoder(key), LineRouter(), MemoryContextStore())
+
+
+@dataclass(slots=True)
+class ServiceParts:
+    """The adapters of one service on Kafka. ``positions`` tells lag; the service's loop sets it."""
+
+    transport: KafkaTransport
+    cipher: Cipher
+    redaction_key: bytes
+    decoder: Decoder
+    telemetry: Telemetry
+    health: Health
+    positions: Callable[[], Offsets] = dict
+
+    def on_statistics(self, statistics: Mapping[str, Any]) -> None:
+        lags = partition_lags(statistics, self.positions())
+        if lags is not None:
+            self.health.lag(lags)
+            self.telemetry.lag(topic_lags(lags))
+
+
+@contextmanager
+def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -> Iterator[ServiceParts]:
+    """Adapters of a service, its log, its health and metrics; refuses topics that are not as they must be."""
+    secrets = [_secret(one) for one in (settings.key, settings.database_url, settings.redis_url) if one is not None]
+    configure_logging(
+        name,
+        settings.instance,
+        _logs_json(settings),
+        version=__version__,
+        secrets=[*secrets, *_kafka_secrets(settings)],
+    )
+    with ExitStack() as stack:
+        meter = PrometheusMeter()
+        health = Health(stage=name, instance=settings.instance, build=__version__, config_hash=config_hash)
+        telemetry = StageTelemetry(meter, name, version=__version__, config_hash=config_hash)
+        server = open_health_server(health.pages, meter.exposition, port=settings.http_port, host=settings.http_host)
+        if server is not None:
+            stack.callback(server.close)
+        key = _required(settings.key, "key", "a secret of 32 characters or more, the same for all processes")
+        for warning in check_topics(settings.kafka, settings.topic_prefix):
+            structlog.get_logger().warning("topic differs", difference=warning)
+        holder: list[ServiceParts] = []  # statistics come from a client that the parts hold
+        transport = KafkaTransport(
+            {STATISTICS: STATISTICS_MS, **settings.kafka},
+            topic_prefix=settings.topic_prefix,
+            on_stats=lambda statistics: holder[0].on_statistics(statistics) if holder else None,
+        )
+        stack.callback(transport.close)
+        redaction_key = _derived(key, b"redaction")
+        cipher, decoder = Aead(_derived(key, b"dead letters")), MsgspecDecoder(redaction_key)
+        holder.append(ServiceParts(transport, cipher, redaction_key, decoder, telemetry, health))
+        stack.callback(health.draining)
+        yield holder[0]
+
+
+def context_store(settings: ServiceSettings, timeout_s: float = TIMEOUT_S) -> RedisContextStore:
+    """The context in Redis; not connected to yet."""
+    url = _required(settings.redis_url, "redis_url", "redis://host:6379/0")
+    return RedisContextStore.of_url(url, prefix=settings.topic_prefix, timeout_s=timeout_s)
+
+
+def service_catalogue(settings: ServiceSettings, service: str) -> SqlCatalogue:
+    """The catalogue in PostgreSQL; not connected to yet."""
+    url = _required(settings.database_url, "database_url", "postgresql://user:password@host/database")
+    return SqlCatalogue(url, service=service)
+
+
+def kafka_transport(settings: ServiceSettings) -> KafkaTransport:
+    """Kafka for commands that read and write topics."""
+    return KafkaTransport(settings.kafka, topic_prefix=settings.topic_prefix)
+
+
+def kafka_connection() -> tuple[dict[str, str], str]:
+    """Properties and topic prefix of the environment."""
+    settings = read_service_settings()
+    return settings.kafka, settings.topic_prefix
+
+
+def _required(secret: SecretStr | None, name: str, form: str) -> str:
+    if secret is None:
+        variable = f"ERRATA_{name.upper()}"
+        raise Misconfigured(f"{variable}: is missing; give {form}, or the name of a file with it in {variable}_FILE")
+    return _secret(secret)
+
+
+def _secret(one: SecretStr) -> str:
+    return one.get_secret_value()
+
+
+def _kafka_secrets(settings: ServiceSettings) -> list[str]:
+    return [value for name, value in settings.kafka.items() if "password" in name or name.endswith((".pem", "secret"))]
+
+
+def _derived(secret: str, purpose: bytes) -> bytes:
+    """A key of 32 bytes for one purpose."""
+    return blake2b(secret.encode(), digest_size=KEY_BYTES, key=b"errata " + purpose).digest()
+
+
+def _logs_json(settings: ServiceSettings) -> bool:
+    return settings.log == "json" or (settings.log == "auto" and not sys.stderr.isatty())
 
 
 def publish_table(data: Path, message: Contract | Reference) -> None:

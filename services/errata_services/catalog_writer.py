@@ -4,15 +4,23 @@ So a case and the position behind it are written together or not at all, and a k
 doubles anything. The group's offsets in the transport are never moved by it.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+import structlog
+
 from errata.contracts import TaggedCase, canonical
 from errata.contracts.reading import read_message
-from errata.contracts.topics import TAGGED
-from errata.errors import Refused, RefusedDecode, StateDamaged
+from errata.contracts.topics import TAGGED, model_key
+from errata.errors import Refused, RefusedDecode, StateDamaged, Unavailable
 from errata.ports import Catalogue, Cipher, Offsets, Record, SinkDeadLetter, TopicPartition, Transport
+from errata.runtime.backoff import Backoff
+from errata.runtime.health import Health
+from errata.runtime.telemetry import BatchReport, NoTelemetry, RebalanceKind, Telemetry, abort_reason, dead_by_class
 
 STAGE = "catalog-writer"
 GROUP = f"errata.{STAGE}"
@@ -32,6 +40,22 @@ def no_crash(stage: str, point: str) -> None:
     """No crash point is armed."""
 
 
+class DatabaseDown(Exception):
+    """The catalogue does not answer: to be told from a transport that does not, which waiting does not mend."""
+
+    def __init__(self, cause: Unavailable) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def _database() -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as error:
+        raise DatabaseDown(error) from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
     """A record and what it holds: a case, or the reason why it is none."""
@@ -44,6 +68,8 @@ class CatalogWriterWorker:
     """One member of the writer's group. ``run_once`` writes what one poll gave, at most ``batch_size`` records.
 
     ``instance`` names the process; of two with the same one the newer fences the older, also at the database.
+    With ``backoff`` a database that does not answer costs time only: the partitions are paused, the member stays in its
+    group, and the same batch is tried again. Without it ``Unavailable`` passes through.
     ``cases_changed`` and ``dead`` count revisions and dead letters since the start.
     """
 
@@ -55,44 +81,149 @@ class CatalogWriterWorker:
         batch_size: int = DEFAULT_BATCH,
         crash: Crash = no_crash,
         cipher: Cipher | None = None,
+        backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        telemetry: Telemetry | None = None,
+        health: Health | None = None,
     ) -> None:
+        """``clock`` is monotonic, in seconds."""
+        self._telemetry: Telemetry = telemetry or NoTelemetry()
+        self._health = health or Health(stage=STAGE, instance=instance, build="")
         self._transport = transport
+        self._backoff = backoff
+        self._clock = clock
+        self._rests_until_s: float | None = None
         self._catalogue = catalogue
         self._owner = f"{instance}:{uuid4().hex}"  # two processes of one instance must still differ
         self._batch_size = batch_size
         self._crash = crash
         self._cipher = cipher
         self._assigned: set[TopicPartition] = set()  # not yet claimed
+        self.positions: Offsets = {}  # of what is claimed, as the catalogue has them
         self.cases_changed = 0
         self.dead = 0
         self._consumer = transport.consumer(
             GROUP, TAGGED, instance=instance, on_assign=self._on_assign, on_revoke=self._on_revoke
         )
+        self._health.started()
 
-    def run_once(self) -> int:
+    def run_once(self, timeout_s: float = 0.0) -> int:
         """Read one batch and write it; returns the number of records it held, 0 when there was none.
 
         After ``Unavailable`` the batch is read again by the next call. ``Fenced`` and ``StateDamaged`` are final.
         """
-        records = self._poll()
+        if self._rests_until_s is not None and not self._awake(timeout_s, self._rests_until_s):
+            return 0
         try:
-            self._write([self._read(record) for record in records])
-        except BaseException:
+            done = self._take(timeout_s)
+        except DatabaseDown as error:
+            if self._backoff is None:
+                raise error.cause from None
+            self._rest(self._backoff.next_s(), error.cause)
+            return 0
+        if self._backoff is not None and done:
+            self._backoff.reset()
+        return done
+
+    def _take(self, timeout_s: float) -> int:
+        records = self._poll(timeout_s)
+        self._telemetry.reading(len(records))
+        began_s = self._clock()
+        dead_before, changed_before = self.dead, self.cases_changed
+        try:
+            batch = [self._read(record) for record in records]
+            read_s = self._clock()
+            self._write(batch)
+        except BaseException as error:
+            self._telemetry.aborted(abort_reason(error.cause if isinstance(error, DatabaseDown) else error))
             self._rewind(records)
             raise
+        if records:
+            self._report(batch, read_s - began_s, self._clock() - read_s, dead_before, changed_before)
         return len(records)
+
+    def _report(
+        self, batch: Sequence[_Read], processing_s: float, commit_s: float, dead_before: int, changed_before: int
+    ) -> None:
+        """What a written batch came to."""
+        cases = [read.content for read in batch if isinstance(read.content, TaggedCase)]
+        refused = [read.content for read in batch if isinstance(read.content, Refused)]
+        sunk = self.dead - dead_before - len(refused)  # readable, but the database would not have them
+        unchanged = max(0, len(cases) - sunk - (self.cases_changed - changed_before))
+        newest = max((case.episode.last_seen for case in cases), default=None)
+        self._telemetry.batch(
+            BatchReport(
+                consumed={TAGGED: len(batch)},
+                processing_s=processing_s,
+                commit_s=commit_s,
+                produced={},
+                dead=dead_by_class(one.refusal_class for one in refused) | ({"sink": sunk} if sunk else {}),
+                dropped={"duplicate": unchanged} if unchanged else {},
+                newest_event_s=None if newest is None else newest.timestamp(),
+            )
+        )
+        self._telemetry.catalogue_written("postgresql", commit_s)
+        self._telemetry.breaker("postgresql", "closed")
+        self._telemetry.deduplicated(unchanged)
+        opened: Counter[tuple[str, str]] = Counter(
+            (model_key(case.tenant, case.model.name).decode(), case.root_class)
+            for case in cases
+            if case.episode.state == "open"
+        )
+        self._telemetry.cases_opened(opened)
+        self._health.breaker("postgresql", "closed")
+        self._health.committed(self.positions)
+
+    def _rest(self, pause_s: float, error: Unavailable) -> None:
+        structlog.get_logger().warning("catalogue unavailable; waiting", pause_s=round(pause_s, 2), error=str(error))
+        self._pause()
+        self._rests_until_s = self._clock() + pause_s
+        self._health.failed(error)
+        self._health.breaker("postgresql", "open")
+        self._telemetry.breaker("postgresql", "open")
+        self._telemetry.store_failed("postgresql")
+
+    def _pause(self) -> None:
+        assigned = frozenset(self._consumer.assignment())
+        self._consumer.pause(assigned)
+        self._health.paused(assigned)
+        self._telemetry.paused(len(assigned))
+
+    def _awake(self, timeout_s: float, until_s: float) -> bool:
+        """Whether the pause is over. Until then polls keep the member in its group, and bring nothing."""
+        left_s = until_s - self._clock()
+        if left_s > 0:
+            self._rewind(self._consumer.poll(1, min(timeout_s, left_s)))  # of partitions that came meanwhile
+            self._pause()
+            return False
+        self._consumer.resume(self._consumer.assignment())
+        self._health.paused(frozenset())
+        self._health.breaker("postgresql", "half_open")
+        self._telemetry.paused(0)
+        self._telemetry.breaker("postgresql", "half_open")
+        self._rests_until_s = None
+        return True
 
     def close(self) -> None:
         self._consumer.close()
 
     def _on_assign(self, partitions: set[TopicPartition]) -> None:
         self._assigned |= partitions
+        self._rebalanced("assigned")
 
     def _on_revoke(self, partitions: set[TopicPartition]) -> None:
         self._assigned -= partitions
+        for partition in partitions:
+            self.positions.pop(partition, None)
+        self._rebalanced("revoked")
 
-    def _poll(self) -> list[Record]:
-        records = self._consumer.poll(self._batch_size)
+    def _rebalanced(self, kind: RebalanceKind) -> None:
+        assigned = self._consumer.assignment()
+        self._telemetry.rebalanced(kind, len(assigned))
+        self._health.assigned({place: self.positions.get(place, 0) for place in assigned})
+
+    def _poll(self, timeout_s: float) -> list[Record]:
+        records = self._consumer.poll(self._batch_size, timeout_s)
         if not self._assigned:
             return records
         # The database knows how far these partitions are; what the poll brought of them comes again from there.
@@ -102,7 +233,8 @@ class CatalogWriterWorker:
 
     def _claim(self) -> None:
         """Take the assigned partitions over from their former owner and go to where the catalogue is."""
-        positions = self._catalogue.claim(GROUP, self._owner, self._assigned)
+        with _database():
+            positions = self._catalogue.claim(GROUP, self._owner, self._assigned)
         for partition, next_offset in sorted(positions.items()):
             if next_offset > self._transport.end_offset(partition):
                 raise StateDamaged(
@@ -111,6 +243,7 @@ class CatalogWriterWorker:
                 )
             if next_offset > 0:  # at 0 nothing was written yet, and the log may begin later than 0
                 self._consumer.seek(partition, next_offset)
+        self.positions |= positions
         self._assigned.clear()
 
     def _rewind(self, records: Sequence[Record]) -> None:
@@ -146,10 +279,12 @@ class CatalogWriterWorker:
 
     def _apply(self, cases: Sequence[TaggedCase], batch: Sequence[_Read], dead: Sequence[SinkDeadLetter]) -> None:
         positions: Offsets = {(read.record.topic, read.record.partition): read.record.offset + 1 for read in batch}
-        self.cases_changed += self._catalogue.apply(
-            cases, positions, GROUP, self._owner, dead=dead, crash=lambda point: self._crash(STAGE, point)
-        )
+        with _database():
+            self.cases_changed += self._catalogue.apply(
+                cases, positions, GROUP, self._owner, dead=dead, crash=lambda point: self._crash(STAGE, point)
+            )
         self.dead += len(dead)
+        self.positions |= positions
 
     def _dead_letter(self, record: Record, refused: Refused, sink: bool = False) -> SinkDeadLetter:
         return SinkDeadLetter(

@@ -1,16 +1,20 @@
 """The enricher: puts on each anomaly what had changed before its onset and the redacted rows it names."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from errata.contracts import Anomaly, ChangeEvent, Contract, EvidenceRow, Outcome, PredictionEvent, RowRef
 from errata.contracts.cloudevents import cloud_event
 from errata.contracts.reading import read_message
 from errata.contracts.refusals import parse_change
 from errata.contracts.strict import to_us
-from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES
+from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS
 from errata.domain.diagnosis.context import (
     OUT_OF_RETENTION,
+    UNAVAILABLE,
     UNREADABLE,
     Role,
     change_entries,
@@ -20,6 +24,7 @@ from errata.domain.diagnosis.context import (
 )
 from errata.errors import Refused, Unavailable
 from errata.ports import (
+    ContextIncomplete,
     ContextStore,
     DeadInput,
     Outgoing,
@@ -30,59 +35,82 @@ from errata.ports import (
 )
 
 ContractOf = Callable[[str, str], Contract | None]
+OnProgress = Callable[[int, int], None]
 Place = tuple[str, int, int]
+
+ROWS_BUDGET_S: Final = 5.0  # for all rows of a batch, but for the read that passes it
+REFILL_BATCH: Final = 1_000
+LONG_TRY_S, REST = 1.0, 10  # a try for the context that fails after longer is rested from ten times as long
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Per record of the batch its anomaly or refusal, and what was fetched for them.
 
-    ``changes`` is in step with ``read``; None: the context was not to be had.
+    ``changes`` is in step with ``read``; None: the context was not to be had. A text in ``rows`` says why there is
+    no record. So the gaps are data, and a step over them is as pure as any.
     """
 
     read: list[Anomaly | ChangeEvent | Refused]
     changes: list[list[ChangeEvent] | None]
-    rows: Mapping[Place, Record | None]
+    rows: Mapping[Place, Record | str]
     contracts: Mapping[tuple[str, str], Contract | None]
 
 
 class Enricher:
     """The stage from ``errata.anomalies.v1`` to ``errata.enriched.v1``, keyed by case id.
 
-    Changes come along as a side input and fill the context store, which is rebuilt from their topic whenever
-    partitions are assigned: so it holds nothing that could be lost.
+    Changes come along as a side input and fill the context store, which all members share: each adds the changes of
+    its own partitions and looks up any. It is filled from their topic, so it holds nothing that could be lost: a
+    partition whenever it is assigned, every partition after the store was away (other members had changes for it
+    meanwhile), and the whole of it when it has lost its content.
+
+    Neither the store nor a row that cannot be read stops the stage or costs an event: the output has a marked gap.
     """
 
     name = "enricher"
     input = ANOMALIES
     side_inputs: tuple[str, ...] = (CHANGES,)
 
-    def __init__(self, store: ContextStore, transport: Transport, contract_of: ContractOf, key: bytes) -> None:
+    def __init__(
+        self,
+        store: ContextStore,
+        transport: Transport,
+        contract_of: ContractOf,
+        key: bytes,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock_s``: seconds that never go back; bounds the time spent on what is not to be had."""
         self._store = store
         self._transport = transport
         self._contract_of = contract_of
         self._key = key
-        self._unstored: list[tuple[ChangeEvent, int]] = []  # until the store answers again
+        self._clock_s = clock_s
+        self._behind: set[int] = set()  # partitions of changes that the store may not have all of
+        self._read_to: dict[int, int] = {}  # up to where this member has brought each of them there
+        self._rests_until_s: float | None = None
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
-        for record in self._transport.read_from((CHANGES, partition)):
-            change = _read(record)
-            if isinstance(change, ChangeEvent):
-                self._unstored.append((change, record.timestamp_us))
+        """The changes are read when they are first needed, and again should the store be down then."""
+        self._behind.add(partition)
 
     def revoke(self, partition: int) -> None:
         pass
 
     def prepare(self, batch: Sequence[Record]) -> Prepared:
-        """Changes, rows and contracts of the batch. A context store that is down costs the context, not the batch."""
+        """Changes, rows and contracts of the batch. What is not to be had costs the context, not the batch.
+
+        With an empty batch, only what the store may lack is brought to it.
+        """
         read = [_read(record) for record in batch]
-        self._unstored += [
+        seen = [
             (message, record.timestamp_us)
             for record, message in zip(batch, read, strict=True)
             if isinstance(message, ChangeEvent)
         ]
         good = [message for message in read if isinstance(message, Anomaly)]
-        found = iter(self._changes(good))
+        found = iter(self._changes(good, seen))
         return Prepared(
             read=read,
             changes=[next(found) if isinstance(message, Anomaly) else None for message in read],
@@ -110,26 +138,80 @@ class Enricher:
     def rollback(self) -> None:
         pass
 
-    def _changes(self, anomalies: Sequence[Anomaly]) -> list[list[ChangeEvent] | None]:
+    def _changes(
+        self, anomalies: Sequence[Anomaly], seen: Sequence[tuple[ChangeEvent, int]]
+    ) -> list[list[ChangeEvent] | None]:
+        wanted = [wanted_changes(anomaly) for anomaly in anomalies]
+        begun_s = self._clock_s()
         try:
-            if self._unstored:
-                self._store.add(self._unstored)
-                self._unstored = []
-            return list(self._store.between([wanted_changes(anomaly) for anomaly in anomalies]))
+            if self._rests_until_s is not None and begun_s < self._rests_until_s:
+                raise Unavailable("the last try took long")
+            return self._looked_up(wanted, seen)
         except Unavailable:
+            self._behind.update(range(self._transport.partitions(CHANGES)))
+            took_s = self._clock_s() - begun_s
+            if took_s > LONG_TRY_S:
+                self._rests_until_s = begun_s + REST * took_s
             return [None] * len(anomalies)
 
-    def _rows(self, anomalies: Sequence[Anomaly]) -> dict[Place, Record | None]:
+    def _looked_up(
+        self, wanted: Sequence[tuple[str, str, int, int, int]], seen: Sequence[tuple[ChangeEvent, int]]
+    ) -> list[list[ChangeEvent] | None]:
+        try:
+            self._store_changes(seen)
+            return list(self._store.between(wanted)) if wanted else []
+        except ContextIncomplete:
+            self._refill()
+            return list(self._store.between(wanted)) if wanted else []
+
+    def _store_changes(self, seen: Sequence[tuple[ChangeEvent, int]]) -> None:
+        if self._behind:
+            self._store.between([])  # raises while it is down: then its topic need not be read
+            self._catch_up()
+        if seen:
+            self._store.add(seen)
+
+    def _catch_up(self) -> None:
+        for partition in sorted(self._behind):
+            for changes, next_offset in _read_changes(self._transport, partition, self._read_to.get(partition, 0)):
+                self._store.add(changes)
+                self._read_to[partition] = next_offset
+            self._behind.discard(partition)
+
+    def _refill(self) -> None:
+        partitions = range(self._transport.partitions(CHANGES))
+        ends = {partition: self._transport.end_offset((CHANGES, partition)) for partition in partitions}
+        rebuild_context(self._transport, self._store)
+        self._read_to = ends
+        self._behind.clear()
+
+    def _rows(self, anomalies: Sequence[Anomaly]) -> dict[Place, Record | str]:
+        """Every row the anomalies name, by one read a partition; a read that fails costs its rows."""
         wanted: dict[TopicPartition, set[int]] = {}
+        rows: dict[Place, Record | str] = {}
         for anomaly in anomalies:
             for ref in (*anomaly.exemplars, *anomaly.controls):
-                wanted.setdefault((ref.topic, ref.partition), set()).add(ref.offset)
-        rows: dict[Place, Record | None] = {}
+                if self._holds_rows(ref):
+                    wanted.setdefault((ref.topic, ref.partition), set()).add(ref.offset)
+                else:
+                    rows[ref.topic, ref.partition, ref.offset] = UNREADABLE
+        until_s = self._clock_s() + ROWS_BUDGET_S
         for place, offsets in wanted.items():
             in_order = sorted(offsets)
-            for offset, record in zip(in_order, self._transport.read_at(place, in_order), strict=True):
-                rows[*place, offset] = record
+            found = self._read_at(place, in_order) if self._clock_s() < until_s else [UNAVAILABLE] * len(in_order)
+            rows.update({(*place, offset): row for offset, row in zip(in_order, found, strict=True)})
         return rows
+
+    def _holds_rows(self, ref: RowRef) -> bool:
+        """A reference may name no other topic: none of ours does, and what it names ends up on a case."""
+        return ref.topic in (PREDICTIONS, OUTCOMES) and ref.partition < self._transport.partitions(ref.topic)
+
+    def _read_at(self, place: TopicPartition, offsets: Sequence[int]) -> Sequence[Record | str]:
+        try:
+            found = self._transport.read_at(place, offsets)
+        except Unavailable:
+            return [UNAVAILABLE] * len(offsets)
+        return [OUT_OF_RETENTION if record is None else record for record in found]
 
     def _evidence(self, anomaly: Anomaly, prepared: Prepared) -> list[EvidenceRow]:
         contract = prepared.contracts[_model(anomaly)]
@@ -142,6 +224,37 @@ class Enricher:
             for role, refs in roles
             for ref in refs
         ]
+
+
+def rebuild_context(transport: Transport, store: ContextStore, on_progress: OnProgress | None = None) -> int:
+    """Fill ``store`` with every change of the topic as it is now; the number of changes. A store that has some loses
+    none of them. ``on_progress`` is told offsets done and all. Raises ``Unavailable`` when the store or the log does
+    not answer; to begin again does no harm."""
+    places = [(CHANGES, partition) for partition in range(transport.partitions(CHANGES))]
+    ends = [transport.end_offset(place) for place in places]
+
+    def batches() -> Iterator[list[tuple[ChangeEvent, int]]]:
+        done = 0
+        for (_, partition), end in zip(places, ends, strict=True):
+            for changes, next_offset in _read_changes(transport, partition, 0):
+                yield changes
+                if on_progress is not None:
+                    on_progress(done + min(next_offset, end), sum(ends))
+            done += end
+        if on_progress is not None:
+            on_progress(done, sum(ends))
+
+    return store.fill(batches())
+
+
+def _read_changes(
+    transport: Transport, partition: int, offset: int
+) -> Iterator[tuple[list[tuple[ChangeEvent, int]], int]]:
+    """The changes of a partition in batches, each with the offset after it. What is no change is passed over."""
+    records = transport.read_from((CHANGES, partition), offset)
+    while batch := list(islice(records, REFILL_BATCH)):
+        read = [(_read(record), record.timestamp_us) for record in batch]
+        yield [(change, seen_us) for change, seen_us in read if isinstance(change, ChangeEvent)], batch[-1].offset + 1
 
 
 def _read(record: Record) -> Anomaly | ChangeEvent | Refused:
@@ -157,11 +270,11 @@ def _model(anomaly: Anomaly) -> tuple[str, str]:
     return anomaly.tenant, anomaly.model.name
 
 
-def _read_row(ref: RowRef, rows: Mapping[Place, Record | None]) -> PredictionEvent | Outcome | str:
+def _read_row(ref: RowRef, rows: Mapping[Place, Record | str]) -> PredictionEvent | Outcome | str:
     """The message at ``ref``, or why there is none: gone, or not what the reference says it is."""
     record = rows[ref.topic, ref.partition, ref.offset]
-    if record is None:
-        return OUT_OF_RETENTION
+    if isinstance(record, str):
+        return record
     row: PredictionEvent | Outcome | Refused
     row = read_message(Outcome, record.value) if ref.topic == OUTCOMES else read_message(PredictionEvent, record.value)
     if isinstance(row, Refused) or ref.prediction_id not in _ids(row):

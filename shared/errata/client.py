@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, Self, get_args
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 if TYPE_CHECKING:
     from errata.adapters.kafka_publisher import KafkaSender
@@ -87,9 +87,9 @@ class Tally:
         self._dropped: dict[DropReason, int] = dict.fromkeys(get_args(DropReason), 0)
         self._warned_s: dict[DropReason, float] = {}
 
-    def take(self) -> None:
+    def take(self, events: int = 1) -> None:
         with self._lock:
-            self._sent += 1
+            self._sent += events
 
     def deliver(self, events: int = 1) -> None:
         with self._lock:
@@ -112,7 +112,7 @@ class Tally:
                 self._warned_s[reason] = now_s
         if tell:
             why = f" ({detail})" if detail else ""
-            _LOG.warning("errata drops %s%s; %d so far, counted on in silence", _MEANINGS[reason], why, dropped)
+            _LOG.warning("errata drops %s%s; %d so far, told once a minute", _MEANINGS[reason], why, dropped)
 
     def stats(self) -> PublisherStats:
         with self._lock:
@@ -155,7 +155,7 @@ class _Events(ABC):
         """
         return self.publish(
             {
-                "event_id": event_id or str(uuid4()),
+                "event_id": _id_or_new(event_id),
                 "time": time if time is not None else datetime.now(UTC),
                 "model": {"name": model} if isinstance(model, str) else model,
                 "prediction": prediction,
@@ -177,7 +177,7 @@ class _Events(ABC):
         """Publish what a prediction should have been, or an opinion about it."""
         return self.publish(
             {
-                "outcome_id": outcome_id or str(uuid4()),
+                "outcome_id": _id_or_new(outcome_id),
                 "model": {"name": model} if isinstance(model, str) else model,
                 "observed_time": observed_time if observed_time is not None else datetime.now(UTC),
                 "prediction_id": prediction_id,
@@ -198,7 +198,7 @@ class _Events(ABC):
         """Publish a deploy, flag, configuration, data, schema or registry change of the model ``subject``."""
         return self.publish(
             {
-                "change_id": change_id or str(uuid4()),
+                "change_id": _id_or_new(change_id),
                 "kind": kind,
                 "subject": subject,
                 "time": time if time is not None else datetime.now(UTC),
@@ -210,7 +210,7 @@ class _Events(ABC):
         """Publish an event as it stands: a prediction has an ``event_id``, an outcome an ``outcome_id``, a change a
         ``change_id``. Fields that are None are left out. Says whether the event was taken."""
         if self._pid != os.getpid():  # threads do not live on in a forked child
-            self._begin()
+            self._begin_anew()
         try:
             present = {name: value for name, value in event.items() if value is not None}
         except Exception as error:
@@ -245,9 +245,19 @@ class _Events(ABC):
         self.close()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._tally = Tally()  # first: the old one's lock may be held by a thread that is no more
-        self._start()
+        try:
+            self._tally = Tally()  # first: the old one's lock may be held by a thread that is no more
+            self._start()
+        finally:
+            self._pid = os.getpid()
+
+    def _begin_anew(self) -> None:
+        with _beginning:
+            if self._pid != os.getpid():
+                try:
+                    self._begin()
+                except Exception as error:
+                    self._tally.drop("refused", type(error).__name__, 0)
 
     def _drop(self, reason: DropReason, detail: str = "") -> bool:
         self._tally.drop(reason, detail)
@@ -309,14 +319,12 @@ class Publisher(_Events):
 
     def _take(self, event: Mapping[str, object], line: bytes) -> bool:
         with self._changed:
-            if self._closed:
-                return self._drop("closed")
-            if len(self._lines) >= self._most:
-                return self._drop("buffer_full")
-            self._lines.append(line + b"\n")
-            self._tally.take()
-            self._changed.notify_all()
-        return True
+            if not self._closed and len(self._lines) < self._most:
+                self._tally.take()
+                self._lines.append(line + b"\n")
+                self._changed.notify_all()
+                return True
+        return self._drop("closed" if self._closed else "buffer_full")
 
     def _write_all(self) -> None:
         while True:
@@ -425,14 +433,13 @@ class KafkaPublisher(_Events):
 
     def _take(self, event: Mapping[str, object], line: bytes) -> bool:
         if self._sender is None:
-            return self._drop("closed")
+            return self._drop("refused")
         topic, key = _place(event)
-        # Counted first: the report may come before `send` is back.
-        self._tally.take()
+        self._tally.take()  # first: the report may come before `send` is back
         loss = self._sender.send(self._topic_prefix + topic, key, line)
         if loss is None:
             return True
-        self._tally.untake()
+        self._tally.take(-1)
         return self._drop(*loss)
 
     @staticmethod
@@ -450,11 +457,16 @@ def _place(event: Mapping[str, object]) -> tuple[str, bytes | None]:
     """Topic and key of an event; one that names no model has no key and is refused by its reader, with a reason."""
     topic = next((topic for field, topic in _TOPICS.items() if field in event), _TOPICS["event_id"])
     model = event.get("model")
-    name = event.get("subject") if topic == _TOPICS["change_id"] else model.get("name") if _is_map(model) else None
+    named = model.get("name") if isinstance(model, Mapping) else None
+    name = event.get("subject") if topic == _TOPICS["change_id"] else named
     tenant = event.get("tenant", "default")
     if not (isinstance(name, str) and name and isinstance(tenant, str)):
         return topic, None
     return topic, (name if tenant == "default" else f"{tenant}/{name}").encode(errors="surrogatepass")
+
+
+def _id_or_new(given: str | None) -> str:
+    return str(uuid4()) if given is None or (isinstance(given, str) and not given) else given
 
 
 def _json(event: Mapping[str, object]) -> bytes:
@@ -467,9 +479,23 @@ def _plain(value: Any) -> object:
         if value.tzinfo is None:
             raise ValueError("a time needs an offset")
         return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, Mapping):
         return dict(value)
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "shape", None) == ():
         return item()
     raise TypeError("not plain data")
+
+
+_beginning = threading.RLock()  # two threads of a forked child must not both begin anew
+
+
+def _new_lock() -> None:
+    global _beginning
+    _beginning = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)

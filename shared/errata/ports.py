@@ -9,7 +9,7 @@ from errata.contracts import ChangeEvent, FailureCase, TaggedCase
 from errata.domain.catalogue.lifecycle import Move, Revision
 from errata.domain.catalogue.queries import CaseCounts, CaseQuery
 from errata.domain.columns import Batch, Layout
-from errata.errors import RefusalClass, Refused
+from errata.errors import RefusalClass, Refused, Unavailable
 
 Headers = tuple[tuple[str, bytes], ...]
 TopicPartition = tuple[str, int]
@@ -207,15 +207,23 @@ class Stage(Protocol):
     def rollback(self) -> None: ...
 
 
+class ContextIncomplete(Unavailable):
+    """The context store answers, but has lost what it held or never held it: fill it."""
+
+
 class ContextStore(Protocol):
     """Changes by subject and time. Holds nothing that cannot be rebuilt from ``errata.changes.v1``."""
 
     def add(self, changes: Sequence[tuple[ChangeEvent, int]]) -> None:
         """Keep changes with their record times in microseconds; the same change twice is one."""
 
+    def fill(self, batches: Iterable[Sequence[tuple[ChangeEvent, int]]]) -> int:
+        """Add all changes of ``errata.changes.v1``, after which the store counts as complete; how many there were."""
+
     def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
         """For each (tenant, subject, from_us, to_us, seen_before_us): changes with from <= time <= to whose record
-        time is before ``seen_before_us``, by time and id. Raises ``Unavailable``."""
+        time is before ``seen_before_us``, by time and id. Raises ``Unavailable``, and `ContextIncomplete` rather than
+        say of lost changes that there were none."""
 
 
 class Cipher(Protocol):

@@ -1,10 +1,12 @@
-"""``errata run --embedded``: the whole chain in one process, on a file or a pipe."""
+"""``errata run``: one service of the chain on Kafka, or with ``--embedded`` the whole chain in one process."""
 
 import os
 import sys
 import time
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
+from threading import Event
 from typing import Annotated, BinaryIO
 
 import typer
@@ -12,32 +14,77 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from errata.contracts import canonical
+from errata.contracts.topics import STAGES
 from errata.errors import Misconfigured
 from errata.runtime.crash_points import CrashPoints
-from errata.settings import read_settings
+from errata.runtime.service import stop_on_signals
+from errata.settings import read_service_settings, read_settings
 from errata_services.bootstrap import data_folder, embedded_parts
 from errata_services.cli.lines import STDIN, existing
 from errata_services.cli.reports import summary_lines, teller
+from errata_services.dev.supervisor import Supervisor
 from errata_services.embedded import Embedded, Summary
+from errata_services.processes import run_service
+
+TICK_S = 0.2
 
 app = typer.Typer()
 
 
+class Service(StrEnum):
+    DETECTOR, ENRICHER, TAGGER, WRITER = STAGES
+
+
 @app.command()
 def run(
-    file: Annotated[Path, typer.Option("--input", help="JSONL of events; - reads standard input.")],
+    service: Annotated[Service | None, typer.Argument(help="The service to run, on Kafka.", show_default=False)] = None,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Start the service again when it may go on.")] = False,
     embedded: Annotated[bool, typer.Option("--embedded", help="All stages in this process, without Kafka.")] = False,
+    file: Annotated[Path | None, typer.Option("--input", help="JSONL of events; - reads standard input.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Lines of one transaction, at most; 1 to 5,000.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as one JSON object.")] = False,
     data: Annotated[Path | None, typer.Option(help="Data folder; the platform's by default.")] = None,
 ) -> None:
-    """Judge the events of FILE and write the cases into the catalogue.
+    """Run a service of the chain until SIGTERM, or with --embedded judge the events of a file.
 
-    A line with event_id is a prediction, with outcome_id an outcome, with change_id a change. A run that was killed
-    goes on where it stopped; the same file again changes nothing.
+    A service is set up by variables: ERRATA_KAFKA__BOOTSTRAP_SERVERS, ERRATA_KEY, ERRATA_REDIS_URL for the enricher,
+    ERRATA_DATABASE_URL for the catalog-writer. Run as many of each as there are partitions, ERRATA_INSTANCE telling
+    them apart.
+
+    Embedded, a line with event_id is a prediction, with outcome_id an outcome, with change_id a change. A run that was
+    killed goes on where it stopped; the same file again changes nothing.
     """
-    if not embedded:
-        raise Misconfigured("run: say --embedded; the services on Kafka come with the next release")
+    if embedded == (service is not None):
+        raise Misconfigured("run: name one service, or say --embedded --input FILE")
+    if service is not None:
+        if supervise:
+            _supervised(service.value)
+        else:
+            run_service(service.value, read_service_settings())
+        return
+    if file is None:
+        raise Misconfigured("--input: is missing; name a JSONL file, or - for standard input")
+    _embedded(file, batch_size, as_json, data)
+
+
+def _supervised(service: str) -> None:
+    """Keep a service running. Ends when it is asked to, or with the service's exit code when that is final."""
+    read_service_settings()  # faults are told at once, not by a child
+    stopping = Event()
+    stop_on_signals(stopping)
+    command = [sys.executable, "-m", "errata_services.cli", "run", service]
+    supervisor = Supervisor([command], {}, None, lambda line: typer.echo(line, err=True))
+    try:
+        while not stopping.is_set():
+            supervisor.tick(time.monotonic())
+            if supervisor.given_up:
+                raise typer.Exit(supervisor.given_up[0].exit_code or 1)
+            stopping.wait(TICK_S)
+    finally:
+        supervisor.stop()
+
+
+def _embedded(file: Path, batch_size: int | None, as_json: bool, data: Path | None) -> None:
     settings = read_settings()
     size = settings.batch_size if batch_size is None else batch_size
     if not 1 <= size <= 5_000:

@@ -1,7 +1,7 @@
 """The context store of a single process: changes in sorted lists, rebuilt from ``errata.changes.v1`` at each start."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,6 +39,13 @@ class MemoryContextStore:
             kept = _Kept(to_us(change.time), change.change_id, seen_us, change)
             subject.by_id[change.change_id] = kept
             insort(subject.in_order, kept, key=_place)
+
+    def fill(self, batches: Iterable[Sequence[tuple[ChangeEvent, int]]]) -> int:
+        count = 0
+        for batch in batches:
+            self.add(batch)
+            count += len(batch)
+        return count
 
     def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
         return [self._between(*one) for one in wanted]

@@ -37,7 +37,7 @@ DEFAULTS: Mapping[str, str | int | bool] = {
     # An event of 1 MiB with its key has to pass here; the broker has the last word. batch.size (1,000,000 B) keeps
     # batches of smaller ones below the broker's limit all the same.
     "message.max.bytes": 2**20 + 2**16,
-    "log_level": 0,  # librdkafka writes to the host's stderr; what matters comes through error_cb and the reports
+    "log_level": 0,  # what matters comes through error_cb and the reports, once a minute
 }
 FIXED: Mapping[str, str] = {"partitioner": "murmur2_random"}  # Java's placing; librdkafka's own differs
 
@@ -47,6 +47,7 @@ TELL_EVERY_S = 60.0
 RENEW_PAUSE_S = 5.0  # between two producers when the broker refuses each of them for good
 
 _LOG = logging.getLogger("errata.client")
+_QUIET = logging.getLogger("errata.client.librdkafka")  # else librdkafka writes to the host's stderr
 
 Loss = Literal["buffer_full", "timed_out", "refused", "closed"]
 Settle = Callable[[Loss | None, str], None]
@@ -79,14 +80,14 @@ def _content(variable: str, path: Path) -> str:
 
 def sender_properties(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Our defaults, then each layer over the one before; a value None is left out. Raises ``Misconfigured``."""
-    properties = dict(DEFAULTS)
+    properties: dict[str, Any] = dict(DEFAULTS)
     for layer in layers:
         properties.update((name, value) for name, value in layer.items() if value is not None)
     if not properties.get("bootstrap.servers"):
         raise Misconfigured(
             f"{VARIABLES}BOOTSTRAP_SERVERS is not set; set it or give bootstrap_servers, such as localhost:9092"
         )
-    return properties | FIXED
+    return {**properties, **FIXED}
 
 
 class KafkaSender:
@@ -101,7 +102,7 @@ class KafkaSender:
         self._settle = settle
         self._fatal = False
         self._renewals = 0
-        self._purged: Loss = "closed"
+        self._purged: Loss = "refused"  # a fatal error makes librdkafka purge of itself
         self._told_s: float | None = None
         self._stop = threading.Event()
         self._over = threading.Event()
@@ -125,7 +126,7 @@ class KafkaSender:
 
     def flush(self, timeout_s: float) -> bool:
         producer = self._producer
-        return producer is None or producer.flush(max(timeout_s, 0.0)) == 0
+        return producer is None or self._left(producer, timeout_s) == 0
 
     def close(self, timeout_s: float) -> None:
         """Deliver what is there; what is not delivered within ``timeout_s`` is settled as closed."""
@@ -134,7 +135,7 @@ class KafkaSender:
         self._stop.set()
         producer, self._producer = self._producer, None
         if producer is not None:
-            producer.flush(max(timeout_s, 0.0))
+            self._left(producer, timeout_s)
             self._give_up(producer, "closed")
         del producer
         # The thread lets go of the producer last: ending one joins librdkafka's threads, which may hang in a look-up
@@ -143,14 +144,17 @@ class KafkaSender:
         self._thread.join(PURGE_S)
 
     def abandon(self) -> None:
-        """In a forked child: never end the parent's producer there; its threads do not exist and would be joined."""
+        """In a forked child: the parent's producer is never ended there.
+
+        Its threads do not exist there and would be waited for, and its connections are still the parent's.
+        """
         if self._producer is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._producer))
 
     def _new_producer(self) -> Producer:
         callbacks = {"on_delivery": self._delivered, "error_cb": self._troubled}
         try:
-            return Producer({**self._properties, **callbacks})
+            return Producer({**self._properties, **callbacks}, logger=_QUIET)
         except (KafkaException, TypeError, ValueError) as error:
             raise Misconfigured(f"settings of the Kafka publisher: {_without_values(error)}") from None
 
@@ -161,10 +165,20 @@ class KafkaSender:
                 producer.poll(POLL_S)
                 if self._fatal:
                     producer = self._renewed(producer)
+            except KafkaException as error:
+                self._troubled(error.args[0])
             except Exception as error:  # nothing may end this thread: no report would be heard any more
                 _LOG.warning("errata publisher: %s in its thread", type(error).__name__)
                 self._stop.wait(POLL_S)
         self._over.wait()
+
+    def _left(self, producer: Producer, timeout_s: float) -> int:
+        """Serve reports until none is due or the time is over; the number of events without one."""
+        try:
+            return producer.flush(max(timeout_s, 0.0))
+        except KafkaException as error:  # a fatal error is raised where it is met, be it on the host's thread
+            self._troubled(error.args[0])
+            return len(producer)
 
     def _renewed(self, old: Producer) -> Producer:
         """A new producer in place of one that can never send again."""
@@ -182,7 +196,7 @@ class KafkaSender:
             return
         self._purged = why
         producer.purge()
-        for _ in range(producer.flush(PURGE_S)):
+        for _ in range(self._left(producer, PURGE_S)):
             self._settle(why, "")
 
     def _delivered(self, error: KafkaError | None, _: Message) -> None:
@@ -213,7 +227,8 @@ def _without_values(error: Exception) -> str:
     """The message of a refused configuration: the property stays, what was given for it may be a secret."""
     first = error.args[0] if error.args else ""
     text = first.str() if isinstance(first, KafkaError) else str(first)
-    return " ".join(re.sub(r'value "[^"]*"', "value", text).split())
+    text = re.sub(r'value "[^"]*"', "value", text)
+    return " ".join(re.sub(r'(property "[^"]*").*', r"\1", text, flags=re.DOTALL).split())
 
 
 _SENDERS: "WeakSet[KafkaSender]" = WeakSet()

@@ -4,23 +4,15 @@
 """
 
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from threading import Event
 from types import FrameType
 from typing import Protocol
 
-import structlog
-
 from errata.errors import ErrataError
-from errata.runtime.backoff import Backoff
 
 POLL_S = 0.25
-EXIT_AGAIN = 75
 EXIT_BROKEN = 70
-STABLE_S = 60.0  # a child that lived this long starts again without a pause
-GRACE_S = 30.0
 
 
 class Loop(Protocol):
@@ -58,55 +50,3 @@ def exit_code_of(error: BaseException) -> int:
     70
     """
     return error.exit_code if isinstance(error, ErrataError) else EXIT_BROKEN
-
-
-def supervise(
-    command: Sequence[str],
-    stopping: Event,
-    backoff: Backoff,
-    clock: Callable[[], float],
-    environment: Mapping[str, str] | None = None,
-) -> int:
-    """Keep a child running: started again after 75 and after signals, with growing pauses; its exit code otherwise.
-
-    ``clock`` is monotonic, in seconds.
-    """
-    log = structlog.get_logger()
-    while True:
-        began_s = clock()
-        child = subprocess.Popen(command, env=None if environment is None else dict(environment))
-        code = _wait(child, stopping)
-        if stopping.is_set() or not _again(code):
-            if code in (EXIT_BROKEN, 78):
-                log.error("stopped for good", exit_code=code, runbook="deploy/runbooks/ErrataServiceDown.md")
-            return code
-        if clock() - began_s >= STABLE_S:
-            backoff.reset()
-        pause_s = backoff.next_s()
-        log.warning("started again", exit_code=code, pause_s=round(pause_s, 2))
-        if stopping.wait(pause_s):
-            return 0
-
-
-def _again(code: int) -> bool:
-    return code == EXIT_AGAIN or code < 0
-
-
-def _wait(child: "subprocess.Popen[bytes]", stopping: Event) -> int:
-    asked = False
-    while True:
-        try:
-            return child.wait(0.2)
-        except subprocess.TimeoutExpired:
-            if stopping.is_set() and not asked:
-                asked = True
-                child.terminate()
-
-
-def command_of(service: str) -> list[str]:
-    """How this very installation starts a service.
-
-    >>> command_of("tagger")[1:]
-    ['-m', 'errata_services.cli', 'run', 'tagger']
-    """
-    return [sys.executable, "-m", "errata_services.cli", "run", service]

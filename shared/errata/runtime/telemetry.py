@@ -1,12 +1,14 @@
 """What the runtime tells of itself: each metric with its closed label sets is written here once.
 
 The loop and the stages report through `Telemetry`, per batch and never per event. What stands behind it makes its
-metrics from `METRICS`; dashboards, alert rules and docs are tested against the same table. Labels never hold ids,
+instruments from `METRICS`; dashboards, alert rules and docs are tested against the same table. Labels never hold ids,
 error texts or anything else without bound; a value outside its set is counted under ``other``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, Protocol, get_args
 
 from errata.contracts import Receipt
@@ -356,3 +358,188 @@ class NoTelemetry:
     def cases_open(self, by_root_class: Mapping[str, int]) -> None: ...
 
     def deduplicated(self, records: int) -> None: ...
+
+
+Instrument = Callable[[float], None]
+
+
+class Meter(Protocol):
+    """Makes the instruments of a metrics system."""
+
+    def instrument(self, metric: Metric, values: Sequence[str]) -> Instrument:
+        """The one time series of these label values, begun at 0. Its function adds to a counter, sets a gauge,
+        observes in a histogram. The same series again gives the same instrument."""
+
+
+class StageTelemetry:
+    """Telemetry of one stage on a meter. All series of closed label sets exist from the start."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        stage: str,
+        *,
+        version: str,
+        revision: str = "unknown",
+        config_hash: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``clock`` gives seconds since 1970."""
+        self._meter, self._stage, self._clock = meter, stage, clock
+        self._metrics = {metric.name: metric for metric in METRICS.values() if stage in metric.stages}
+        self._instruments: dict[tuple[str, ...], Instrument] = {}
+        self._models: set[str] = set()
+        self._newest_heartbeat_s = 0.0
+        for metric in self._metrics.values():
+            self._begin(metric)
+        self._instrument("errata_build_info", version, revision)(1)
+        self._instrument("errata_config_info", config_hash)(1)
+
+    def reading(self, records: int) -> None:
+        self._to("errata_inflight_events", records)
+
+    def batch(self, report: BatchReport) -> None:
+        now_s = self._clock()
+        self._count("errata_events_consumed_total", report.consumed)
+        self._count("errata_events_processed_total", report.outcomes)
+        self._count("errata_events_produced_total", report.produced)
+        self._count("errata_events_rejected_total", report.rejected)
+        self._count("errata_dead_letters_total", report.dead)
+        self._to("errata_event_processing_seconds", report.processing_s)
+        self._to("errata_commit_seconds", report.commit_s)
+        self._to("errata_batch_size_records", report.records)
+        self._to("errata_last_event_processed_timestamp_seconds", now_s)
+        if report.newest_event_s is not None:
+            self._to("errata_event_age_seconds", max(0.0, now_s - report.newest_event_s))
+        if report.changelog_bytes:
+            self._to("errata_state_changelog_bytes_total", report.changelog_bytes)
+        self._to("errata_inflight_events", 0)
+
+    def aborted(self, reason: AbortReason) -> None:
+        self._to("errata_transactions_aborted_total", 1, reason)
+        self._to("errata_inflight_events", 0)
+
+    def rekeyed(self, topic: str, records: int) -> None:
+        self._to("errata_events_rekeyed_total", records, topic)
+
+    def rebalanced(self, kind: RebalanceKind, partitions: int) -> None:
+        self._to("errata_rebalances_total", 1, kind)
+        self._to("errata_assigned_partitions", partitions)
+
+    def paused(self, partitions: int) -> None:
+        self._to("errata_paused_partitions", partitions)
+
+    def lag(self, records_by_topic: Mapping[str, int]) -> None:
+        self._set_all("errata_consumer_lag_records", "topic", records_by_topic)
+
+    def breaker(self, dependency: Dependency, state: BreakerState) -> None:
+        self._to("errata_breaker_state", BREAKER_VALUES[state], dependency)
+
+    def heartbeat(self, event_time_s: float) -> None:
+        self._newest_heartbeat_s = max(event_time_s, self._newest_heartbeat_s)
+        self._to("errata_heartbeat_timestamp_seconds", self._newest_heartbeat_s)
+
+    def restored(self, seconds: float) -> None:
+        self._to("errata_state_restore_seconds", seconds)
+
+    def store_failed(self, store: Store) -> None:
+        self._to("errata_store_errors_total", 1, store)
+
+    def cached(self, result: CacheResult, lookups: int) -> None:
+        self._to("errata_cache_operations_total", lookups, result)
+
+    def catalogue_written(self, store: Store, seconds: float) -> None:
+        self._to("errata_catalog_write_seconds", seconds, store)
+
+    def known_models(self, models: Iterable[str]) -> None:
+        for name in sorted(models):
+            self._model(name)
+
+    def detected(self, findings: Mapping[tuple[str, str, str], int]) -> None:
+        for (model, detector, level), n in findings.items():
+            self._to("errata_detections_total", n, self._model(model), detector, level)
+
+    def cases_opened(self, cases: Mapping[tuple[str, str], int]) -> None:
+        for (model, root_class), n in cases.items():
+            self._to("errata_cases_opened_total", n, self._model(model), root_class)
+
+    def cases_open(self, by_root_class: Mapping[str, int]) -> None:
+        self._set_all("errata_cases_open", "root_class", by_root_class)
+
+    def deduplicated(self, records: int) -> None:
+        self._to("errata_case_dedup_total", records)
+
+    # Series and their label values.
+
+    def _begin(self, metric: Metric) -> None:
+        """Make every series of closed label sets, and those of models under ``other``."""
+        if metric.name in _INFOS:
+            return
+        sets = [
+            (OTHER,) if label == "model" else (*(label_values(metric.name, label, self._stage) or ()), OTHER)
+            for label in metric.labels
+        ]
+        for values in product(*sets):
+            self._instrument(metric.name, *values)
+
+    def _model(self, name: str) -> str:
+        """The label value for a model; its series begin when it is first named."""
+        if name in self._models:
+            return name
+        if len(self._models) >= MAX_MODELS or name == OTHER or not _printable(name):
+            return OTHER
+        self._models.add(name)
+        for metric in self._metrics.values():
+            if metric.labels[:1] == ("model",):
+                for values in _USUAL[metric.name]:
+                    self._instrument(metric.name, name, *values)
+        return name
+
+    def _count(self, metric: str, numbers: Mapping[str, int] | Mapping[Outcome, int]) -> None:
+        for label, n in numbers.items():
+            if n:
+                self._to(metric, n, label)
+
+    def _set_all(self, metric: str, label: str, numbers: Mapping[str, int]) -> None:
+        known = label_values(metric, label, self._stage) or ()
+        for value in known:
+            self._to(metric, numbers.get(value, 0), value)
+        self._to(metric, sum(n for value, n in numbers.items() if value not in known), OTHER)
+
+    def _to(self, metric: str, amount: float, *values: str) -> None:
+        """Report to a series; label values outside their sets become ``other``, a metric of other stages nothing."""
+        found = self._instruments.get((metric, *values))
+        if found is None:
+            if metric not in self._metrics:
+                return
+            found = self._instrument(metric, *self._closed(self._metrics[metric], values))
+        found(amount)
+
+    def _closed(self, metric: Metric, values: Sequence[str]) -> list[str]:
+        closed = []
+        for label, value in zip(metric.labels, values, strict=True):
+            known = self._models if label == "model" else label_values(metric.name, label, self._stage) or ()
+            closed.append(value if value in known else OTHER)
+        return closed
+
+    def _instrument(self, name: str, *values: str) -> Instrument:
+        key = (name, *values)
+        if key not in self._instruments:
+            metric = self._metrics[name]
+            self._instruments[key] = self._meter.instrument(
+                metric, (self._stage, *values) if metric.by_stage else values
+            )
+        return self._instruments[key]
+
+
+_INFOS = ("errata_build_info", "errata_config_info")
+_MAX_NAME = 200  # characters; a longer name of a model is no name
+_USUAL: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "errata_detections_total": tuple(product(DETECTORS, USUAL_LEVELS)),
+    "errata_cases_opened_total": tuple((name,) for name in ROOT_CLASSES),
+}
+
+
+def _printable(name: str) -> bool:
+    """Whether a name can be a label value: what cannot be encoded would break every scrape of the process."""
+    return 0 < len(name) <= _MAX_NAME and name.isprintable()

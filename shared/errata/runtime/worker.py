@@ -4,6 +4,8 @@ Outputs, state changes with the position record, dead letters, the receipt and t
 together or not at all. No transaction spans a poll, a rebalance or a call to the outside.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +34,9 @@ from errata.runtime.changelog import (
 )
 from errata.runtime.crash_points import CrashPoints
 from errata.runtime.dead_letters import HandlerFailure, OversizeOutput, dead_letter
+from errata.runtime.health import Health
 from errata.runtime.receipts import Taken, receipt, receipt_record, taken_by_partition
+from errata.runtime.telemetry import NoTelemetry, RebalanceKind, Telemetry, abort_reason, batch_report
 
 DEFAULT_BATCH_SIZE = 5_000
 MAX_OUTPUT_BYTES = 1_000_000
@@ -78,7 +82,11 @@ class Worker:
         crash: CrashPoints | None = None,
         config_hash: str = "",
         on_progress: OnProgress | None = None,
+        telemetry: Telemetry | None = None,
+        health: Health | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``clock`` gives seconds that never go back; it measures, nothing depends on it."""
         self._stage = stage
         self._transport = transport
         self._instance = instance
@@ -89,6 +97,9 @@ class Worker:
         self._crash = crash or CrashPoints.off()
         self._config_hash = config_hash
         self._on_progress = on_progress
+        self._telemetry: Telemetry = telemetry or NoTelemetry()
+        self._health = health or Health(stage=stage.name, instance=instance, build=build, config_hash=config_hash)
+        self._clock = clock
         self._state_topic: str | None = getattr(stage, "state_topic", None)
         self._inputs = (stage.input, *stage.side_inputs)
         self._next: Offsets = {}
@@ -96,6 +107,7 @@ class Worker:
         group = f"errata.{stage.name}"
         # The producer comes first: it aborts what a killed predecessor left open, before its offsets are read.
         self._producer = transport.producer(f"{group}-{instance}")
+        self._health.started()
         self._consumer = transport.consumer(
             group,
             stage.input,
@@ -114,10 +126,14 @@ class Worker:
             batch = self._consumer.poll(self._batch_limit, timeout_s)
             if not batch:
                 return 0
+            self._telemetry.reading(len(batch))
             try:
                 return self._process(batch)
-            except Aborted:
-                continue
+            except Exception as error:
+                self._health.failed(error)
+                self._telemetry.aborted(abort_reason(error))
+                if not isinstance(error, Aborted):
+                    raise
         raise Unavailable(f"{self._stage.name}: {MAX_ABORTS_IN_A_ROW} transactions in a row were void; start it again")
 
     def close(self) -> None:
@@ -134,10 +150,12 @@ class Worker:
 
         Whatever fails leaves state, offsets and positions as they were before.
         """
+        began_s = self._clock()
         try:
             judged = self._judge(batch)
             self._crash.at(self._stage.name, crash_points.AFTER_STEP)
-            message = self._transact(judged)
+            stepped_s = self._clock()
+            message, written = self._transact(judged)
         except Fenced:
             self._drop_step()
             raise
@@ -151,9 +169,26 @@ class Worker:
             log.commit()
         self._seek_back(batch[len(judged.records) :])
         self._batch_limit = min(BATCH_SIZE_AFTER_POISON if judged.poison else 2 * self._batch_limit, self._batch_size)
+        self._report(judged, message, written, began_s, stepped_s)
         if self._on_progress is not None:
             self._on_progress(message)
         return len(judged.records)
+
+    def _report(
+        self, judged: _Judged, message: Receipt, written: Sequence[Outgoing], began_s: float, stepped_s: float
+    ) -> None:
+        self._health.committed(self._next, message)
+        for topic, n in Counter(record.topic for record in judged.result.rekeyed).items():
+            self._telemetry.rekeyed(topic, n)
+        report = batch_report(
+            message,
+            written=written,
+            dead=judged.dead,
+            state_topic=self._state_topic,
+            processing_s=stepped_s - began_s,
+            commit_s=self._clock() - stepped_s,
+        )
+        self._telemetry.batch(report)
 
     # The step, and the search for the record that breaks it.
 
@@ -204,7 +239,8 @@ class Worker:
 
     # The transaction.
 
-    def _transact(self, judged: _Judged) -> Receipt:
+    def _transact(self, judged: _Judged) -> tuple[Receipt, list[Outgoing]]:
+        """Write all that came of a batch, and its offsets; the receipt, and what was written."""
         result, dead = judged.result, judged.dead
         taken = taken_by_partition(judged.records, self._next)
         message = receipt(
@@ -220,16 +256,17 @@ class Worker:
         letters = [dead_letter(self._stage.name, self._build, one, self._cipher) for one in dead]
         bookkeeping = [*self._changelog_records(result, taken, message), receipt_record(message)]
         offsets: Offsets = {place: part.end for place, part in taken.items()}
+        results = [*result.outputs, *letters, *result.rekeyed]
         self._producer.begin()
         try:
-            self._write([*result.outputs, *letters, *result.rekeyed], bookkeeping, offsets)
+            self._write(results, bookkeeping, offsets)
         except Fenced:
             raise
         except Exception:
             self._producer.abort()
             raise
         self._next.update(offsets)
-        return message
+        return message, [*results, *bookkeeping]
 
     def _write(self, results: Sequence[Outgoing], bookkeeping: Sequence[Outgoing], offsets: Offsets) -> None:
         name = self._stage.name
@@ -287,9 +324,14 @@ class Worker:
 
     def _assign(self, partitions: set[TopicPartition]) -> None:
         committed = self._consumer.committed(partitions)
-        for number in sorted({number for topic, number in partitions if topic == self._stage.input}):
-            self._stage.restore(number, self._restored(number, committed))
+        numbers = sorted({number for topic, number in partitions if topic == self._stage.input})
+        with self._health.restoring(len(numbers)):
+            for number in numbers:
+                began_s = self._clock()
+                self._stage.restore(number, self._restored(number, committed))
+                self._telemetry.restored(self._clock() - began_s)
         self._next.update(committed)
+        self._rebalanced("assigned")
 
     def _restored(self, number: int, committed: Offsets) -> dict[bytes, bytes]:
         if self._state_topic is None:
@@ -308,6 +350,17 @@ class Worker:
         for number in sorted({number for topic, number in partitions if topic == self._stage.input}):
             self._logs.pop(number, None)
             self._stage.revoke(number)
+        self._rebalanced("revoked")
+
+    def _rebalanced(self, kind: RebalanceKind) -> None:
+        assigned = self._consumer.assignment()
+        self._telemetry.rebalanced(kind, sum(topic == self._stage.input for topic, _ in assigned))
+        self._health.assigned({place: self._next.get(place, 0) for place in assigned})
+
+    @property
+    def positions(self) -> Offsets:
+        """The next offset of each partition, as committed."""
+        return dict(self._next)
 
     def _drop_step(self) -> None:
         self._stage.rollback()

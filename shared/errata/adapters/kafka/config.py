@@ -9,7 +9,9 @@ from typing import Literal
 
 from errata.errors import Misconfigured
 
-Kind = Literal["consumer", "reader", "producer", "admin"]
+Kind = Literal["consumer", "reader", "picker", "producer", "admin"]
+"""A reader reads partitions by hand, a picker single records of them."""
+
 Properties = dict[str, str]
 
 REPLICATION = "replication"  # ours, read by `errata topics`; librdkafka knows no such property
@@ -22,15 +24,20 @@ _COMMON: Properties = {
     "enable.metrics.push": "false",
     "socket.keepalive.enable": "true",
     "reconnect.backoff.max.ms": "2000",
+    "log_level": "0",  # it repeats itself at each attempt to connect; what matters comes through its error callback
 }
 _CONSUMER: Properties = {
     "session.timeout.ms": "10000",
     "heartbeat.interval.ms": "3000",
     "max.poll.interval.ms": "300000",
     "fetch.wait.max.ms": "100",
+    # How long it rests when enough records wait. Its own default of 1 s lets a fast stage run dry.
+    "fetch.queue.backoff.ms": "20",
     # 64 MiB of records wait here at most: enough for batches of 5,000, and a bound on memory.
     "queued.max.messages.kbytes": "65536",
 }
+# Short: the broker answers a reader at the end of a partition only after this time, and a restore waits for it.
+_READER: Properties = {**_CONSUMER, "fetch.wait.max.ms": "10"}
 _PRODUCER: Properties = {
     TRANSACTION_TIMEOUT: "10000",
     "request.timeout.ms": "5000",
@@ -42,8 +49,9 @@ _PRODUCER: Properties = {
 }
 _DEFAULTS: Mapping[Kind, Properties] = {
     "consumer": _CONSUMER,
-    # Short: the broker answers a reader at the end of a partition only after this time, and a restore waits for it.
-    "reader": {**_CONSUMER, "fetch.wait.max.ms": "10"},
+    "reader": _READER,
+    # A picker wants a few records: what it would fetch ahead is thrown away.
+    "picker": {**_READER, "queued.min.messages": "1", "max.partition.fetch.bytes": "65536"},
     "producer": _PRODUCER,
     "admin": {},
 }
@@ -59,11 +67,11 @@ _READING: Properties = {
 _FIXED: Mapping[Kind, Properties] = {
     "consumer": {**_READING, "enable.partition.eof": "false"},
     "reader": {**_READING, "enable.partition.eof": "true"},
+    "picker": {**_READING, "enable.partition.eof": "true"},
     "producer": {
         "enable.idempotence": "true",
         "acks": "all",
         "partitioner": "murmur2_random",
-        "delivery.report.only.error": "true",
     },
     "admin": {},
 }
@@ -80,6 +88,7 @@ OURS = {
         if name != "enable.partition.eof"
     },
     "enable.partition.eof": "the transport's own",
+    "delivery.report.only.error": "a failure shows at commit",
     "request.required.acks": "always all",
     "group.remote.assignor": "the group protocol is classic",
 }
@@ -111,6 +120,7 @@ def client_properties(kind: Kind, given: Mapping[str, str]) -> Properties:
     foreign: frozenset[str] = {
         "consumer": PRODUCER_ONLY,
         "reader": PRODUCER_ONLY,
+        "picker": PRODUCER_ONLY,
         "producer": CONSUMER_ONLY,
         "admin": PRODUCER_ONLY | CONSUMER_ONLY,
     }[kind]

@@ -1,6 +1,8 @@
 """librdkafka's errors as errata's: what their catcher must do, in one line, with the reason the client last gave."""
 
+import logging
 import re
+from time import monotonic
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -25,7 +27,11 @@ PASSING = frozenset({
 })  # fmt: skip
 
 _PROPERTY = re.compile(r'"([a-z][a-z_.]+)"|(?:^|\s|`)([a-z]+(?:\.[a-z_]+)+)')
+_NOISE = re.compile(r" \((?:after|in state) [^)]*\)")
 _MAX_REASON = 300  # characters
+LOG_AGAIN_S = 60.0
+
+_LOG = logging.getLogger("errata.kafka")
 
 
 class Diagnosis:
@@ -33,14 +39,16 @@ class Diagnosis:
 
     def __init__(self) -> None:
         self._last: KafkaError | None = None
+        self._told: dict[int, float] = {}  # code: when, in seconds of the monotonic clock
 
     def note(self, error: KafkaError) -> None:
-        """The error callback of every client. "All brokers are down" says less than what came before it."""
+        """The error callback of every client. It comes at each attempt to connect, and is logged once in a while."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN or self._last is None:
-            self._last = error
-
-    def forget(self) -> None:
-        self._last = None
+            self._last = error  # "all brokers are down" says less than what came before it
+        now_s = monotonic()
+        if now_s - self._told.get(error.code(), -LOG_AGAIN_S) >= LOG_AGAIN_S:
+            self._told[error.code()] = now_s
+            _LOG.warning("Kafka: %s", _reason(error))
 
     def unreachable(self, doing: str, servers: str) -> ErrataError:
         """Nobody answered in time: a wrong password or certificate is the user's to mend, anything else may pass."""
@@ -66,13 +74,13 @@ def error_of(exception: KafkaException) -> KafkaError:
 
 def failure(error: KafkaError, doing: str, *, instance: str = "") -> ErrataError:
     """The error of errata for one of librdkafka that nobody may go past."""
-    if error.code() in FENCED:
+    if error.txn_requires_abort():
+        return Aborted(f"{doing}: the transaction is void ({_reason(error)})")
+    if error.code() in FENCED or _says_fenced(error):
         return Fenced(
             f"{doing}: a newer process has taken over{f' instance {instance}' if instance else ''}; two processes of a"
             " stage need two values of ERRATA_INSTANCE"
         )
-    if error.txn_requires_abort():
-        return Aborted(f"{doing}: the transaction is void ({_reason(error)})")
     if error.code() in REFUSED:
         return Misconfigured(f"{doing}: this user may not ({_reason(error)}); give it the right by an ACL")
     if error.code() in UNKNOWN_PLACE:
@@ -84,17 +92,21 @@ def failure(error: KafkaError, doing: str, *, instance: str = "") -> ErrataError
     return Unavailable(f"{doing}: {_reason(error)}")
 
 
+def _says_fenced(error: KafkaError) -> bool:
+    """A consumer's fatal error has one code for all causes; which it is stands in its text alone."""
+    return error.code() == KafkaError._FATAL and "fenced" in error.str()
+
+
 def bad_property(exception: KafkaException, properties: dict[str, Any]) -> Misconfigured:
     """librdkafka refused a property: its name, never its value."""
     text = error_of(exception).str()
-    for quoted, plain in _PROPERTY.findall(text):
-        name = quoted or plain
-        if name in properties:
-            known = "librdkafka knows no such property" if "No such" in text else "librdkafka refuses its value"
-            return Misconfigured(f"{variable_of(name)}: {known}; see its list of configuration properties")
+    named = [quoted or plain for quoted, plain in _PROPERTY.findall(text)]
+    for name in [*(name for name in named if name in properties), *named]:
+        what = "librdkafka knows no such property" if "No such" in text else "librdkafka refuses its value"
+        return Misconfigured(f"{variable_of(name)}: {what}; see its list of configuration properties")
     return Misconfigured("ERRATA_KAFKA__…: librdkafka refuses the properties together; see its list of them")
 
 
 def _reason(error: KafkaError) -> str:
-    text = " ".join(error.str().split())
+    text = _NOISE.sub("", " ".join(error.str().split()))
     return f"{text[:_MAX_REASON]}, {error.name()}"

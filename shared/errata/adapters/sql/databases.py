@@ -22,7 +22,8 @@ _MIGRATION_LOCK = 0x6572726174610001  # ours alone, in the database that is migr
 _OLDEST_POSTGRESQL = 13
 
 _URL = "catalogue url: write one that begins with sqlite: or postgresql:"
-_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgresql+psycopg": "postgresql+psycopg"}
+_PSYCOPG = "postgresql+psycopg"
+_DRIVERS = {"sqlite": SQLITE, "postgres": _PSYCOPG, "postgresql": _PSYCOPG, _PSYCOPG: _PSYCOPG}
 
 # What the writer and the commands for people do, and no more. Revisions and dead letters are only ever added.
 GRANTS = {
@@ -44,7 +45,7 @@ def open_engine(url: str | sa.URL, service: str, busy_timeout_s: float) -> Engin
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number, which quotes what stands there
         raise Misconfigured(_URL) from None
-    driver = _DRIVERS.get(parsed.drivername.replace("postgres:", "postgresql:"))
+    driver = _DRIVERS.get(parsed.drivername)
     if driver is None:
         raise Misconfigured(_URL)
     parsed = parsed.set(drivername=driver)
@@ -88,8 +89,12 @@ def grant(connection: Connection, role: str) -> None:
         raise Misconfigured("--grant-to: the server has no such role; deploy/postgres/roles.sql makes two")
     quoted = connection.dialect.identifier_preparer.quote_identifier
     for table, rights in GRANTS.items():
-        connection.execute(sa.text(f"REVOKE ALL ON {quoted(table)} FROM {quoted(role)}".replace(":", r"\:")))
-        connection.execute(sa.text(f"GRANT {rights} ON {quoted(table)} TO {quoted(role)}".replace(":", r"\:")))
+        for statement in (f"REVOKE ALL ON {quoted(table)} FROM", f"GRANT {rights} ON {quoted(table)} TO"):
+            connection.execute(sa.text(f"{statement} {quoted(role)}".replace(":", r"\:")))
+        for right in rights.split(", "):  # a GRANT of somebody who may not is only a warning
+            asked = sa.func.has_table_privilege(role, table, right)
+            if not connection.execute(sa.select(asked)).scalar_one():
+                raise Misconfigured("--grant-to: this user may not grant; use the URL of the role that owns the tables")
 
 
 def _postgresql(url: sa.URL, service: str) -> Engine:

@@ -22,6 +22,7 @@ from errata.domain.governance.redaction import redact_event, redact_outcome, red
 LOOK_BACK_US: Final = 24 * 3600 * 1_000_000
 LOOKED_UP: Final = "changes"  # the entry that says that changes were looked for: none found, or not available
 OUT_OF_RETENTION: Final = "out_of_retention"
+UNAVAILABLE: Final = "unavailable"
 UNREADABLE: Final = "unreadable"
 WITHHELD: Final = "withheld_by_contract"
 TOO_LARGE: Final = "too_large"
@@ -42,7 +43,7 @@ def wanted_changes(anomaly: Anomaly) -> tuple[str, str, int, int, int]:
 def change_entries(anomaly: Anomaly, changes: Sequence[ChangeEvent] | None) -> list[ContextEntry]:
     """One entry a change; one entry ``changes`` if there is none, or with its reason if they were not to be had."""
     if changes is None:
-        return [ContextEntry(name=LOOKED_UP, source="context", missing="unavailable")]
+        return [ContextEntry(name=LOOKED_UP, source="context", missing=UNAVAILABLE)]
     if not changes:
         return [ContextEntry(name=LOOKED_UP, value=[], source=CHANGES)]
     return [_change_entry(anomaly, change) for change in changes]

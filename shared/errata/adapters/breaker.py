@@ -1,0 +1,48 @@
+"""Leaves a dependency that does not answer alone for a while, so that each call need not wait for its time-out."""
+
+from collections.abc import Callable
+from time import monotonic
+
+TRIES = 3  # failures in a row that open it
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
+
+
+class Breaker:
+    """Opens after three failures in a row. After each pause one call may try; if it fails the pause doubles.
+
+    >>> now_s = 0.0
+    >>> breaker = Breaker(lambda: now_s)
+    >>> for _ in range(3): breaker.failed()
+    >>> breaker.wait_s, breaker.open
+    (0.2, True)
+    >>> now_s = 0.2
+    >>> breaker.wait_s, breaker.open
+    (0.0, True)
+    >>> breaker.failed(); breaker.wait_s
+    0.4
+    >>> breaker.answered(); breaker.wait_s, breaker.open
+    (0.0, False)
+    """
+
+    def __init__(self, clock_s: Callable[[], float] = monotonic) -> None:
+        self._clock_s = clock_s
+        self._failures = 0
+        self._until_s = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether the last three calls or more have failed."""
+        return self._failures >= TRIES
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a call may be made; 0: now."""
+        return max(0.0, self._until_s - self._clock_s()) if self.open else 0.0
+
+    def failed(self) -> None:
+        self._failures += 1
+        doublings = min(max(self._failures - TRIES, 0), 16)
+        self._until_s = self._clock_s() + min(FIRST_PAUSE_S * 2.0**doublings, LONGEST_PAUSE_S)
+
+    def answered(self) -> None:
+        self._failures = 0

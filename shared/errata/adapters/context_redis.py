@@ -1,0 +1,273 @@
+"""The context store that all enrichers share: in Redis, one sorted set a tenant and subject, scored by change time.
+
+Only commands of Redis 7.0. Redis Cluster is not supported: one call asks for many keys. Nothing here is the only copy,
+so Redis needs no persistence; it must not evict keys on its own (``maxmemory-policy noeviction``).
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+from pydantic import ValidationError
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
+from redis.retry import Retry
+
+from errata.adapters.breaker import Breaker
+from errata.contracts import ChangeEvent
+from errata.contracts.base import Part
+from errata.contracts.strict import to_us
+from errata.errors import Misconfigured, Unavailable
+from errata.ports import ContextIncomplete
+
+TIMEOUT_S: Final = 0.05
+KEPT_US: Final = 30 * 86_400 * 1_000_000  # as long as their topic keeps them
+EXPIRY_S: Final = 31 * 86_400
+BATCH: Final = 500  # changes of one round trip
+FILLING_EXPIRY_S: Final = 86_400
+CACHED, CACHE_TTL_S = 10_000, 600.0
+
+Question = tuple[str, str, int, int, int]
+T = TypeVar("T")
+
+
+class _Entry(Part):
+    """A member of a set. ``seen_us``: record time of the change."""
+
+    change: ChangeEvent
+    seen_us: int
+
+
+class RedisContextStore:
+    """A ``ContextStore`` in Redis.
+
+    A change is kept until the newest of its subject is 30 days younger. Of one change id the record seen first is
+    told, among those in the asked time. ``between`` answers only while Redis holds all that a `fill` gave it: a server
+    that was emptied, restarted or replaced by its replica raises `ContextIncomplete` until the next `fill`.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        prefix: str = "",
+        cached: int = CACHED,
+        cache_ttl_s: float = CACHE_TTL_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``client``: with time-outs, as `of_url` makes it. ``clock_s``: seconds that never go back."""
+        self._client = client
+        self._root = f"{prefix}errata:changes"
+        self._decoded = _Decoded(cached, cache_ttl_s, clock_s)
+        self.breaker = Breaker(clock_s)
+
+    @classmethod
+    def of_url(
+        cls, url: str, *, prefix: str = "", timeout_s: float = TIMEOUT_S, clock_s: Callable[[], float] = time.monotonic
+    ) -> "RedisContextStore":
+        """On the Redis at ``url``, which is not connected to yet. Connecting and each answer have ``timeout_s``."""
+        try:
+            client = Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),  # one try a call; the breaker knows when to try again
+                protocol=2,
+            )
+        except ValueError:
+            raise Misconfigured(
+                "ERRATA_REDIS_URL: not a Redis URL; write redis://host:6379/0, or rediss:// with TLS"
+            ) from None
+        return cls(client, prefix=prefix, clock_s=clock_s)
+
+    @property
+    def hits(self) -> int:
+        """Changes that were read and needed no decoding, so far."""
+        return self._decoded.hits
+
+    @property
+    def misses(self) -> int:
+        return self._decoded.misses
+
+    @property
+    def unreadable(self) -> int:
+        """Members passed over so far because errata did not write them."""
+        return self._decoded.unreadable
+
+    def check(self) -> None:
+        """Ask once. ``Unavailable`` when there is no answer, ``Misconfigured`` when the password is wrong."""
+        try:
+            self._client.ping()
+        except AuthenticationError:
+            raise Misconfigured("ERRATA_REDIS_URL: Redis refuses this user or password; mend the URL") from None
+        except RedisError as error:
+            raise _unavailable(error) from None
+
+    def add(self, changes: Sequence[tuple[ChangeEvent, int]]) -> None:
+        for start in range(0, len(changes), BATCH):
+            self._add(changes[start : start + BATCH])
+
+    def fill(self, batches: Iterable[Sequence[tuple[ChangeEvent, int]]]) -> int:
+        """See ``ContextStore.fill``. What was emptied or restarted in between is not taken for filled."""
+        server = self._call(lambda: self._client.info("server"))
+        token = f"{self._root}-filling:{uuid4().hex}"
+        self._call(lambda: self._client.set(token, _server_id(server), ex=FILLING_EXPIRY_S))
+        count = 0
+        for batch in batches:
+            self.add(batch)
+            count += len(batch)
+        self._call(lambda: self._declare_filled(token))
+        return count
+
+    def between(self, wanted: Sequence[Question]) -> list[list[ChangeEvent]]:
+        """See ``ContextStore.between``; one round trip for all questions. No question: only whether it may be asked."""
+        spans = _spans(wanted)
+        found = self._call(lambda: self._read(spans))
+        entries: dict[tuple[str, str], list[_Entry]] = {}
+        for (tenant, subject, _, _), members in zip(spans, found, strict=True):
+            entries.setdefault((tenant, subject), []).extend(self._decoded.entries(members, tenant, subject))
+        return [_answer(entries[question[0], question[1]], question) for question in wanted]
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _add(self, changes: Sequence[tuple[ChangeEvent, int]]) -> None:
+        sets: dict[str, dict[bytes, int]] = {}
+        for change, seen_us in changes:
+            member = b'{"change":%b,"seen_us":%d}' % (change.to_json(), seen_us)
+            sets.setdefault(self._key(change.tenant, change.subject), {})[member] = to_us(change.time)
+        pipeline = self._client.pipeline(transaction=False)
+        for key, members in sets.items():
+            pipeline.zadd(key, members)
+            pipeline.zremrangebyscore(key, "-inf", f"({max(members.values()) - KEPT_US}")
+            pipeline.expire(key, EXPIRY_S)
+        self._call(pipeline.execute)
+
+    def _read(self, spans: Sequence[tuple[str, str, int, int]]) -> list[list[bytes]]:
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.get(self._root)
+        pipeline.info("server")
+        for tenant, subject, from_us, until_us in spans:
+            pipeline.zrange(self._key(tenant, subject), from_us, until_us, byscore=True)
+        filled, server, *found = pipeline.execute()
+        if filled != _server_id(server):
+            raise ContextIncomplete(
+                "Redis (context): it was emptied, restarted or never filled; errata context rebuild fills it"
+            )
+        return list(found)
+
+    def _declare_filled(self, token: str) -> None:
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.rename(token, self._root)
+        pipeline.persist(self._root)
+        try:
+            pipeline.execute()
+        except ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            raise ContextIncomplete("Redis (context): it was emptied while it was filled; fill it again") from None
+
+    def _key(self, tenant: str, subject: str) -> str:
+        return f"{self._root}:{quote(tenant, safe='')}:{quote(subject, safe='')}"
+
+    def _call(self, call: Callable[[], T]) -> T:
+        """``call`` with the breaker around it, and every error of the client as ``Unavailable``."""
+        wait_s = self.breaker.wait_s
+        if wait_s > 0:
+            raise Unavailable(f"Redis (context): left alone for another {wait_s:.1f} s, since it does not answer")
+        try:
+            result = call()
+        except ContextIncomplete:
+            self.breaker.answered()
+            raise
+        except RedisError as error:
+            self.breaker.failed()
+            raise _unavailable(error) from None
+        self.breaker.answered()
+        return result
+
+
+class _Decoded:
+    """Members as entries, the most used ones kept: a member never changes, so an entry can only be out of use.
+
+    To decode a change costs several times what it costs to read it.
+    """
+
+    def __init__(self, most: int, ttl_s: float, clock_s: Callable[[], float]) -> None:
+        self._most, self._ttl_s, self._clock_s = most, ttl_s, clock_s
+        self._kept: OrderedDict[bytes, tuple[float, _Entry]] = OrderedDict()
+        self.hits = self.misses = self.unreadable = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def entries(self, members: Iterable[bytes], tenant: str, subject: str) -> list[_Entry]:
+        """The entries of a subject's set. What is not one is counted and passed over: Redis is input like any other."""
+        now_s = self._clock_s()
+        self._expire(now_s)
+        found = [entry for member in members if (entry := self._entry(member, now_s)) is not None]
+        own = [entry for entry in found if (entry.change.tenant, entry.change.subject) == (tenant, subject)]
+        self.unreadable += len(found) - len(own)
+        return own
+
+    def _entry(self, member: bytes, now_s: float) -> _Entry | None:
+        kept = self._kept.pop(member, None)
+        if kept is not None:
+            self.hits += 1
+            self._kept[member] = (now_s, kept[1])
+            return kept[1]
+        self.misses += 1
+        try:
+            entry = _Entry.model_validate_json(member)
+        except ValidationError:
+            self.unreadable += 1
+            return None
+        self._kept[member] = (now_s, entry)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return entry
+
+    def _expire(self, now_s: float) -> None:
+        """Forget what nobody has asked for within the time to live; the longest unused come first."""
+        while self._kept and next(iter(self._kept.values()))[0] <= now_s - self._ttl_s:
+            self._kept.popitem(last=False)
+
+
+def _spans(wanted: Sequence[Question]) -> list[tuple[str, str, int, int]]:
+    """(tenant, subject, from_us, to_us) that cover the questions; those of a subject neither overlap nor repeat."""
+    spans: list[tuple[str, str, int, int]] = []
+    for tenant, subject, from_us, until_us in sorted({question[:4] for question in wanted}):
+        if spans and spans[-1][:2] == (tenant, subject) and from_us <= spans[-1][3]:
+            spans[-1] = (tenant, subject, spans[-1][2], max(until_us, spans[-1][3]))
+        else:
+            spans.append((tenant, subject, from_us, until_us))
+    return spans
+
+
+def _answer(entries: Sequence[_Entry], question: Question) -> list[ChangeEvent]:
+    _, _, from_us, until_us, seen_before_us = question
+    first: dict[str, tuple[int, int, ChangeEvent]] = {}
+    for entry in entries:
+        change, time_us = entry.change, to_us(entry.change.time)
+        if entry.seen_us >= seen_before_us or not from_us <= time_us <= until_us:
+            continue
+        known = first.get(change.change_id)
+        if known is None or (entry.seen_us, time_us) < known[:2]:
+            first[change.change_id] = (entry.seen_us, time_us, change)
+    in_order = sorted(first.values(), key=lambda one: (one[1], one[2].change_id))
+    return [change for *_, change in in_order]
+
+
+def _server_id(info: Any) -> bytes:
+    """What tells one run of a server from the next, and a replica from what it replaces."""
+    return str(info.get("run_id", "")).encode()
+
+
+def _unavailable(error: RedisError) -> Unavailable:
+    why = "no answer in time" if isinstance(error, RedisTimeout) else type(error).__name__
+    return Unavailable(f"Redis (context): {why}; see that the server of ERRATA_REDIS_URL is up and may be written to")

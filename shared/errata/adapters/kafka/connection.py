@@ -1,0 +1,151 @@
+"""What all clients of one transport share: how to connect, how names are written, and why brokers do not answer."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # exported all the same
+from confluent_kafka.cimpl import ISOLATION_LEVEL_READ_UNCOMMITTED
+
+from errata.adapters.kafka import config
+from errata.adapters.kafka.failures import Diagnosis, bad_property, error_of, failure
+from errata.errors import ErrataError
+from errata.ports import TopicPartition as Place
+
+ANSWER_TIMEOUT_S = 10.0
+STATISTICS_INTERVAL_MS = "5000"
+
+OnStats = Callable[[dict[str, Any]], None]
+OnDelivery = Callable[[KafkaError | None, Message], None]
+_LOG = logging.getLogger("errata.kafka")
+
+
+@dataclass(slots=True)
+class Connection:
+    """The user's properties and the prefix of all names. Holds no client, so it may cross a fork."""
+
+    properties: Mapping[str, str]
+    prefix: str = ""
+    on_stats: OnStats | None = None
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
+
+    @property
+    def servers(self) -> str:
+        return self.properties.get(config.BOOTSTRAP, "")
+
+    def full(self, name: str) -> str:
+        """A topic, group or transactional id as the broker knows it."""
+        return self.prefix + name
+
+    def at(self, place: Place, offset: int | None = None) -> TopicPartition:
+        topic, number = place
+        if offset is None:
+            return TopicPartition(self.prefix + topic, number)
+        return TopicPartition(self.prefix + topic, number, offset)
+
+    def consumer(self, kind: config.Kind, more: Mapping[str, str]) -> Consumer:
+        made: Consumer = self._made(Consumer, kind, more)
+        return made
+
+    def producer(self, transactional_id: str, on_delivery: OnDelivery) -> Producer:
+        # Reports of what was delivered would only be thrown away: the commit answers for all of them.
+        more = {
+            "transactional.id": self.full(transactional_id),
+            "delivery.report.only.error": True,
+            "on_delivery": on_delivery,
+        }
+        made: Producer = self._made(Producer, "producer", more)
+        return made
+
+    def admin(self) -> AdminClient:
+        made: AdminClient = self._made(AdminClient, "admin", {})
+        return made
+
+    def _made(self, client: type[Any], kind: config.Kind, more: Mapping[str, Any]) -> Any:
+        properties: dict[str, Any] = {**config.client_properties(kind, self.properties), **more}
+        callbacks: dict[str, Any] = {"error_cb": self.diagnosis.note, "logger": _LOG}
+        if self.on_stats is not None and kind in ("consumer", "producer"):
+            properties.setdefault("statistics.interval.ms", STATISTICS_INTERVAL_MS)
+            callbacks["stats_cb"] = self._tell_stats
+        try:
+            return client({**properties, **callbacks})
+        except KafkaException as error:
+            raise bad_property(error, properties) from None
+
+    def _tell_stats(self, text: str) -> None:
+        """librdkafka's statistics as it gives them, but with the topics' names as the stages know them."""
+        if self.on_stats is None:
+            return
+        found: dict[str, Any] = json.loads(text)
+        topics = found.get("topics", {})
+        found["topics"] = {name.removeprefix(self.prefix): content for name, content in topics.items()}
+        self.on_stats(found)
+
+    def answered(self, client: AdminClient | Consumer | Producer, error: KafkaException, doing: str) -> ErrataError:
+        """The error of a request: of one that nobody answered, why that may be."""
+        client.poll(0)  # serves the error callback, which knows the reason
+        reason = error_of(error)
+        if reason.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+            return self.diagnosis.unreachable(doing, self.servers)
+        return failure(reason, doing)
+
+
+class OfOneProcess:
+    """librdkafka's threads do not survive a fork: a client used in a child would wait for ever, or lose records."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"a Kafka client of process {self._pid} is used in process {os.getpid()}; make it after the fork"
+            )
+
+
+def earliest_offsets(connection: Connection, admin: AdminClient, places: list[Place]) -> dict[Place, int]:
+    """The first offset of each partition that is still in the log."""
+    return _offsets(connection, admin, places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+
+def latest_offsets(connection: Connection, admin: AdminClient, places: list[Place]) -> dict[Place, int]:
+    """The end of each partition, with what open transactions have written.
+
+    Uncommitted on purpose: offsets may be committed while the marker of the same transaction is not yet visible here.
+    """
+    return _offsets(connection, admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+
+def _offsets(connection: Connection, admin: AdminClient, places: list[Place], spec: OffsetSpec) -> dict[Place, int]:
+    if not places:
+        return {}
+    asked = {connection.at(place): spec for place in places}
+    futures: Mapping[TopicPartition, Future[Any]] = admin.list_offsets(
+        asked, isolation_level_value=ISOLATION_LEVEL_READ_UNCOMMITTED, request_timeout=ANSWER_TIMEOUT_S
+    )
+    found: dict[Place, int] = {}
+    for partition, future in futures.items():
+        bare = partition.topic.removeprefix(connection.prefix)
+        try:
+            found[bare, partition.partition] = int(future.result().offset)
+        except KafkaException as error:
+            raise connection.answered(admin, error, f"offsets of {bare} partition {partition.partition}") from None
+    return found
+
+
+def partition_counts(connection: Connection, admin: AdminClient) -> dict[str, int]:
+    """The topics under the prefix, and how many partitions each has. Asking for all of them creates none."""
+    try:
+        topics = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+    except KafkaException as error:
+        raise connection.answered(admin, error, "topics") from None
+    return {
+        name.removeprefix(connection.prefix): len(topic.partitions)
+        for name, topic in topics.items()
+        if name.startswith(connection.prefix) and topic.error is None
+    }

@@ -1,0 +1,261 @@
+"""A member of a consumer group: classic protocol, cooperative-sticky, static membership."""
+
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+from typing import Any, Literal
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from errata.adapters.kafka.config import transaction_timeout_ms
+from errata.adapters.kafka.connection import ANSWER_TIMEOUT_S, Connection, OfOneProcess
+from errata.adapters.kafka.failures import PASSING, failure
+from errata.errors import Misconfigured
+from errata.ports import Headers, Offsets, OnPartitions, Record
+from errata.ports import TopicPartition as Place
+
+LEAVE_TIMEOUT_S = 3.0
+LEAVE_POLL_S = 0.02
+
+MissingOffsets = Literal["refuse", "earliest"]
+
+
+class KafkaConsumer(OfOneProcess):
+    """See ``errata.ports.Consumer``. After an error of `poll` the member can only be closed.
+
+    It subscribes to ``topic`` alone. The same-numbered partitions of ``side_inputs`` are added by hand when partitions
+    come and taken off when they go, since no assignor gives one member the same numbers of two topics.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        group: str,
+        topic: str,
+        *,
+        instance: str,
+        side_inputs: Sequence[str],
+        on_assign: OnPartitions | None,
+        on_revoke: OnPartitions | None,
+        missing_offsets: MissingOffsets,
+        leaves: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._connection = connection
+        self._group = group
+        self._instance = instance
+        self._topics = (topic, *side_inputs)
+        self._bare = {connection.full(name): name for name in self._topics}
+        self._on_assign = on_assign
+        self._on_revoke = on_revoke
+        self._missing_offsets = missing_offsets
+        self._leaves = leaves
+        # Twice what a predecessor's open transaction may last: until it ends, nobody is told the group's offsets.
+        self._committed_timeout_s = 2 * transaction_timeout_ms(connection.properties) / 1_000
+        self._held: set[Place] = set()
+        self._paused: set[Place] = set()
+        self._starts: Offsets = {}
+        self._given_up: set[Place] = set()  # within this poll
+        self._assigning = self._closed = self._failed = False
+        self._client: Consumer = connection.consumer(
+            "consumer", {"group.id": connection.full(group), "group.instance.id": instance}
+        )
+        self._client.subscribe(
+            [connection.full(topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+        )
+
+    def poll(self, most: int, timeout_s: float = 0.0) -> list[Record]:
+        self._check()
+        try:
+            return self._poll(most, timeout_s)
+        except BaseException:
+            # Records may have been taken from the client and not handed out: going on would skip them.
+            self._failed = True
+            raise
+
+    def assignment(self) -> set[Place]:
+        return set(self._held)
+
+    def committed(self, partitions: Iterable[Place]) -> Offsets:
+        self._check()
+        asked = [self._connection.at(place) for place in sorted(partitions)]
+        if not asked:
+            return {}
+        try:
+            found = self._client.committed(asked, timeout=self._committed_timeout_s)
+        except KafkaException as error:
+            raise self._connection.answered(self._client, error, f"offsets of group {self._group}") from None
+        for partition in found:
+            if partition.error is not None:
+                raise failure(partition.error, f"offsets of group {self._group}", instance=self._instance)
+        return {self._place(partition): partition.offset for partition in found if partition.offset >= 0}
+
+    def position(self, partition: Place) -> int:
+        self._check()
+        self._check_held(partition)
+        offset = self._client.position([self._connection.at(partition)])[0].offset
+        return offset if offset >= 0 else self._starts[partition]
+
+    def seek(self, partition: Place, offset: int) -> None:
+        self._check()
+        self._check_held(partition)
+        self._starts[partition] = offset
+        if self._assigning:  # not yet read; it will begin here
+            return
+        try:
+            self._client.seek(self._connection.at(partition, offset))
+        except KafkaException as error:
+            doing = f"seek of {partition[0]} partition {partition[1]}"
+            raise self._connection.answered(self._client, error, doing) from None
+
+    def pause(self, partitions: Iterable[Place]) -> None:
+        self._check()
+        places = set(partitions) & self._held
+        self._paused |= places
+        if not self._assigning:
+            self._client.pause([self._connection.at(place) for place in sorted(places)])
+
+    def resume(self, partitions: Iterable[Place]) -> None:
+        self._check()
+        places = set(partitions) & self._paused
+        self._paused -= places
+        if not self._assigning:
+            self._client.resume([self._connection.at(place) for place in sorted(places)])
+
+    def close(self) -> None:
+        """End the member; callbacks do not run.
+
+        Its partitions wait for ``session.timeout.ms`` for the same instance to come back, as a restart does. With the
+        transport's ``leave_on_close`` the group passes them on at once: for a process that is not to come back.
+        """
+        self.check_process()
+        if self._closed:
+            return
+        self._closed = True
+        if self._leaves() and not self._failed:
+            self._leave()
+        self._held = set()
+        self._client.close()
+
+    def group_metadata(self) -> Any:
+        """Which member of which generation this is: what lets the group refuse offsets of a member it replaced."""
+        self._check()
+        return self._client.consumer_group_metadata()
+
+    # One poll.
+
+    def _poll(self, most: int, timeout_s: float) -> list[Record]:
+        client = self._client
+        self._given_up.clear()
+        first = client.poll(timeout_s)
+        if first is None:
+            return []
+        self._given_up.clear()  # before the first record came: nothing of it is in this batch
+        messages = [first]
+        if most > 1:
+            messages += client.consume(most - 1, 0)
+        if any(message.error() is not None for message in messages):
+            messages = self._without_errors(messages)
+        records = records_of(messages, self._bare)
+        return self._still_ours(records) if self._given_up else records
+
+    def _without_errors(self, messages: Sequence[Any]) -> list[Any]:
+        for message in messages:
+            error: KafkaError | None = message.error()
+            if error is None or (error.code() in PASSING and not error.fatal()):
+                continue
+            topic = self._bare.get(message.topic() or "")
+            doing = f"{topic} partition {message.partition()}" if topic else f"group {self._group}"
+            raise failure(error, doing, instance=self._instance)
+        return [message for message in messages if message.error() is None]
+
+    def _still_ours(self, records: list[Record]) -> list[Record]:
+        """Without records of partitions that went while the batch was read: their next member reads them."""
+        for place in self._given_up & self._held:  # went and came back: from its start again
+            self.seek(place, self._starts[place])
+        return [record for record in records if (record.topic, record.partition) not in self._given_up]
+
+    # Partitions that come and go; librdkafka calls these in `poll` and `close` only.
+
+    def _assigned(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        places = self._places(partitions)
+        if not places:
+            client.incremental_assign([])
+            return
+        try:
+            self._assigning = True
+            self._starts.update(self._start_offsets(places))
+            self._held |= places
+            if self._on_assign is not None:
+                self._on_assign(places)
+        finally:
+            self._assigning = False
+        client.incremental_assign([self._connection.at(place, self._starts[place]) for place in sorted(places)])
+        self._client.pause([self._connection.at(place) for place in sorted(places & self._paused)])
+
+    def _revoked(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        places = self._places(partitions) & self._held
+        if places and self._on_revoke is not None and not self._closed:
+            self._on_revoke(places)
+        # A partition that goes while it is paused may come back paused, and nobody would know.
+        client.resume([self._connection.at(place) for place in sorted(places & self._paused)])
+        self._held -= places
+        self._paused -= places
+        self._given_up |= places
+        client.incremental_unassign([self._connection.at(place) for place in sorted(places)])
+
+    def _start_offsets(self, places: set[Place]) -> Offsets:
+        starts = self.committed(places)
+        missing = sorted(places - starts.keys())
+        if missing and self._missing_offsets == "refuse":
+            topic, number = missing[0]
+            raise Misconfigured(
+                f"group {self._group} has no offset for {topic} partition {number}; run errata topics apply"
+            )
+        for place in missing:
+            starts[place] = self._client.get_watermark_offsets(self._connection.at(place), timeout=ANSWER_TIMEOUT_S)[0]
+        return starts
+
+    def _places(self, partitions: Iterable[TopicPartition]) -> set[Place]:
+        return {(topic, partition.partition) for partition in partitions for topic in self._topics}
+
+    def _place(self, partition: TopicPartition) -> Place:
+        return self._bare[partition.topic], partition.partition
+
+    def _leave(self) -> None:
+        """Unsubscribe: a static member then tells the group that it goes, which closing it does not."""
+        deadline_s = monotonic() + LEAVE_TIMEOUT_S
+        try:
+            self._client.unsubscribe()
+            while self._client.memberid() and monotonic() < deadline_s:
+                self._client.poll(LEAVE_POLL_S)
+        except (KafkaException, RuntimeError):
+            pass  # the session runs out instead
+
+    def _check(self) -> None:
+        self.check_process()
+        if self._closed:
+            raise RuntimeError(f"this consumer of group {self._group} is closed")
+
+    def _check_held(self, partition: Place) -> None:
+        if partition not in self._held:
+            raise Misconfigured(f"{partition[0]} partition {partition[1]} is not assigned to this consumer")
+
+
+def records_of(messages: Iterable[Any], bare: dict[str, str]) -> list[Record]:
+    """Messages without errors as records. A hot path: one comprehension, no function call of ours for each."""
+    return [
+        Record(
+            bare[message.topic()],
+            message.partition(),
+            message.offset(),
+            message.timestamp()[1] * 1_000,
+            message.key(),
+            message.value(),
+            _headers(headers) if (headers := message.headers()) else (),
+        )
+        for message in messages
+    ]
+
+
+def _headers(headers: Sequence[tuple[str, bytes | None]]) -> Headers:
+    return tuple([(name, value or b"") for name, value in headers])

@@ -1,0 +1,175 @@
+"""A transactional producer. Once the end of a transaction is in doubt it is of no more use: the process starts anew."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import cast
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka._types import HeadersType
+
+from errata.adapters.kafka.config import transaction_timeout_ms
+from errata.adapters.kafka.connection import Connection, OfOneProcess
+from errata.adapters.kafka.consumer import KafkaConsumer
+from errata.adapters.kafka.failures import error_of, failure
+from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, RefusedOversize, Unavailable
+from errata.ports import Consumer, Offsets, Outgoing
+
+MAX_RECORD_BYTES = 1_000_000
+INIT_TIMEOUT_S = 30.0  # a predecessor's transaction is aborted meanwhile
+INIT_SLICE_S = 1.0
+END_TIMEOUT_S = 10.0  # of commit, abort and offsets
+LAST_ABORT_TIMEOUT_S = 2.0
+FULL_QUEUE_POLL_S = 0.05
+
+
+class KafkaProducer(OfOneProcess):
+    """See ``errata.ports.Producer``.
+
+    librdkafka does not know when a commit or abort without an answer takes effect; a later one could hit the next
+    transaction. So after ``Unavailable`` every further `begin` raises ``Unavailable`` too.
+    """
+
+    def __init__(self, connection: Connection, transactional_id: str, partitions_of: Callable[[str], int]) -> None:
+        super().__init__()
+        self._connection = connection
+        self._id = transactional_id
+        self._partitions_of = partitions_of
+        self._undelivered: KafkaError | None = None  # of this transaction
+        self._transaction_timeout_s = transaction_timeout_ms(connection.properties) / 1_000
+        self._open = self._in_doubt = self._closed = False
+        self._began_s = 0.0
+        self._client: Producer = connection.producer(transactional_id, self._delivered)
+        self._init()
+
+    def begin(self) -> None:
+        self._check()
+        if self._open:
+            raise RuntimeError("a transaction is open already; commit or abort it first")
+        if self._in_doubt:
+            raise Unavailable(f"{self._id}: the end of its last transaction is in doubt; start the process again")
+        self._client.poll(0)
+        try:
+            self._client.begin_transaction()
+        except KafkaException as error:
+            raise self._failure(error, "begin") from None
+        self._open, self._began_s, self._undelivered = True, monotonic(), None
+
+    def produce(self, record: Outgoing) -> None:
+        self._check_open()
+        key, value, headers = record.key, record.value, record.headers
+        size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
+        if size > MAX_RECORD_BYTES:
+            # librdkafka would refuse it and commit the rest: the record would be lost with its offset committed.
+            raise RefusedOversize("", f"a record for {record.topic} is larger than {MAX_RECORD_BYTES:,} bytes")
+        count = self._partitions_of(
+            record.topic
+        )  # librdkafka would wait for a topic that is missing until time runs out
+        partition = -1 if record.partition is None else record.partition
+        if partition >= count:
+            raise Misconfigured(f"{record.topic} has partitions 0 to {count - 1}, not {partition}")
+        self._enqueue(record, partition)
+
+    def send_offsets(self, offsets: Offsets, consumer: Consumer) -> None:
+        self._check_open()
+        if not isinstance(consumer, KafkaConsumer):
+            raise Misconfigured("offsets go into a transaction with a consumer of the same transport")
+        positions = [self._connection.at(place, offset) for place, offset in sorted(offsets.items())]
+        try:
+            self._client.send_offsets_to_transaction(positions, consumer.group_metadata(), END_TIMEOUT_S)
+        except KafkaException as error:
+            raise self._failure(error, "offsets") from None
+
+    def commit(self) -> None:
+        self._check_open()
+        try:
+            self._client.commit_transaction(END_TIMEOUT_S)
+        except KafkaException as error:
+            raise self._failure(error, "commit") from None
+        self._open = False
+
+    def abort(self) -> None:
+        """End the open transaction without effect. When its end is in doubt already that has been told: best effort."""
+        self._check()
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._client.abort_transaction(LAST_ABORT_TIMEOUT_S if self._in_doubt else END_TIMEOUT_S)
+        except KafkaException as error:
+            if not self._in_doubt:
+                raise self._failure(error, "abort") from None
+
+    def close(self) -> None:
+        self.check_process()
+        if self._closed:
+            return
+        if self._open:
+            self._in_doubt = True  # whatever comes of the abort, nobody waits long for it
+            self.abort()
+        self._closed = True
+        with suppress(KafkaException):  # of a fatal error that was raised before, or that nobody waits for any more
+            self._client.close()
+
+    def _enqueue(self, record: Outgoing, partition: int) -> None:
+        topic, headers = self._connection.full(record.topic), cast(HeadersType, list(record.headers))
+        while True:
+            try:
+                self._client.produce(topic, record.value, record.key, partition, headers=headers)
+                return
+            except BufferError:  # more than librdkafka holds at once: wait for what is on its way
+                if monotonic() - self._began_s > self._transaction_timeout_s:
+                    raise self._doubt(f"{self._id}: Kafka took nothing more until the transaction's time-out") from None
+                self._client.poll(FULL_QUEUE_POLL_S)
+            except KafkaException as error:
+                if error_of(error).fatal():
+                    raise self._failure(error, f"write to {record.topic}") from None
+                raise failure(error_of(error), f"{self._id}: write to {record.topic}") from None
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        """Called for records that could not be written. Those that an abort takes back have no reason of their own."""
+        if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            self._undelivered = error
+
+    def _init(self) -> None:
+        """Fence the predecessor and abort what it left open. In slices, so that a wrong password is told at once."""
+        deadline_s = monotonic() + INIT_TIMEOUT_S
+        while True:
+            try:
+                self._client.init_transactions(INIT_SLICE_S)
+                return
+            except KafkaException as error:
+                why = self._connection.answered(self._client, error, f"transactions of {self._id}")
+                if not error_of(error).retriable() or monotonic() > deadline_s or isinstance(why, Misconfigured):
+                    raise why from None
+
+    def _failure(self, exception: KafkaException, doing: str) -> ErrataError:
+        """The error of errata; all but an abortable one puts the transaction's end in doubt."""
+        error = error_of(exception)
+        found = failure(error, f"{self._id}: {doing}")
+        if isinstance(found, Aborted):
+            # The commit says only that records are missing; a right that is missing comes back with no retry.
+            why = self._undelivered and failure(self._undelivered, f"{self._id}: write")
+            return why if isinstance(why, Misconfigured) else found
+        if isinstance(found, Fenced) and monotonic() - self._began_s > self._transaction_timeout_s:
+            # The broker fences an expired transaction as it does a replaced producer.
+            limit = f"{self._transaction_timeout_s:g} s"
+            return self._doubt(f"{self._id}: {doing}: the transaction took longer than {limit} and was aborted")
+        self._in_doubt = True
+        if error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
+            return self._connection.answered(self._client, exception, f"{self._id}: {doing}")
+        return found
+
+    def _doubt(self, message: str) -> Unavailable:
+        self._in_doubt = True
+        return Unavailable(message)
+
+    def _check(self) -> None:
+        self.check_process()
+        if self._closed:
+            raise RuntimeError(f"the producer {self._id} is closed")
+
+    def _check_open(self) -> None:
+        self._check()
+        if not self._open:
+            raise RuntimeError("no transaction is open; begin one first")

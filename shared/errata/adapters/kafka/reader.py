@@ -1,0 +1,183 @@
+"""Reads partitions outside any group: restores, tables, and single records by their place."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from errata.adapters.kafka.config import Kind, transaction_timeout_ms
+from errata.adapters.kafka.connection import (
+    ANSWER_TIMEOUT_S,
+    Connection,
+    OfOneProcess,
+    earliest_offsets,
+    latest_offsets,
+)
+from errata.adapters.kafka.consumer import records_of
+from errata.adapters.kafka.failures import PASSING, failure
+from errata.errors import Unavailable
+from errata.ports import Record
+from errata.ports import TopicPartition as Place
+
+RESTORE_TIMEOUT_S = 60.0
+HANGING_AFTER_S = 5.0  # beyond a transaction's time-out
+POLL_S = 0.1
+BATCH = 1_000  # the fastest range of librdkafka's `consume` is 100 to 1,000
+PICKED_BATCH = 100  # most of it is thrown away
+NEAR = 500  # offsets: records this near are read in one go rather than sought
+READER = "errata.reader"  # no group of anybody: assigned by hand, commits nothing
+
+_NO_GROUP = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})  # a reader needs no group, so no right to one
+
+
+class Readers(OfOneProcess):
+    """Consumers for reading by hand, kept for the next time: connecting takes longer than most reads."""
+
+    def __init__(self, connection: Connection, admin: AdminClient) -> None:
+        super().__init__()
+        self._connection = connection
+        self._admin = admin
+        self._idle: dict[Kind, list[Consumer]] = {"reader": [], "picker": []}
+        self._hanging_s = transaction_timeout_ms(connection.properties) / 1_000 + HANGING_AFTER_S
+
+    def read_from(self, place: Place, offset: int) -> Iterator[Record]:
+        """All committed records from ``offset`` to the end as it was when reading began.
+
+        That end counts what open transactions wrote, so reading waits for them: a restore that stopped before them
+        could miss the last transaction. An end-of-partition event below it proves nothing and is waited past.
+        """
+        self.check_process()
+        target = latest_offsets(self._connection, self._admin, [place])[place]
+        start = max(offset, earliest_offsets(self._connection, self._admin, [place])[place])
+        if start >= target:
+            return
+        with self._borrowed("reader") as client:
+            client.assign([self._connection.at(place, start)])
+            wait = _Wait(self._connection, place, target, self._hanging_s)
+            while True:
+                records, reached = self._some(client, place)
+                for record in records:
+                    if record.offset >= target:
+                        return
+                    yield record
+                if reached >= target:
+                    return
+                wait.note(bool(records), reached)
+
+    def read_at(self, place: Place, offsets: Sequence[int]) -> list[Record | None]:
+        self.check_process()
+        found: dict[int, Record] = {}
+        wanted = sorted({offset for offset in offsets if offset >= 0})
+        if wanted:
+            with self._borrowed("picker") as client:
+                low, end = self._bounds(client, place)
+                for run in _runs([offset for offset in wanted if low <= offset < end]):
+                    found |= self._read_run(client, place, run)
+        return [found.get(offset) for offset in offsets]
+
+    def close(self) -> None:
+        self.check_process()
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+    def _bounds(self, client: Consumer, place: Place) -> tuple[int, int]:
+        """The first offset and the last stable one: behind that one nothing is committed yet."""
+        try:
+            return client.get_watermark_offsets(self._connection.at(place), timeout=ANSWER_TIMEOUT_S)
+        except KafkaException as error:
+            raise self._connection.answered(client, error, f"offsets of {place[0]} partition {place[1]}") from None
+
+    def _read_run(self, client: Consumer, place: Place, run: Sequence[int]) -> dict[int, Record]:
+        """Records at offsets near each other, in one go; those that compaction or an abort took are missing."""
+        wanted, last = set(run), run[-1]
+        found: dict[int, Record] = {}
+        client.assign([self._connection.at(place, run[0])])
+        deadline_s = monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            records, reached = self._some(client, place, PICKED_BATCH)
+            found |= {record.offset: record for record in records if record.offset in wanted}
+            if reached > last or (records and records[-1].offset >= last):
+                return found
+            if monotonic() > deadline_s:
+                doing = f"reading {place[0]} partition {place[1]} at offset {last}"
+                raise self._connection.diagnosis.unreachable(doing, self._connection.servers)
+
+    def _some(self, client: Consumer, place: Place, most: int = BATCH) -> tuple[list[Record], int]:
+        """Some records, and the offset at which the end of the partition was met, or -1."""
+        first = client.poll(POLL_S)
+        if first is None:
+            return [], -1
+        messages: list[Any] = [first, *client.consume(most, 0)]
+        reached, good = -1, []
+        for message in messages:
+            error: KafkaError | None = message.error()
+            if error is None:
+                good.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                reached = max(reached, message.offset() or 0)
+            elif error.fatal() or error.code() not in PASSING | _NO_GROUP:
+                raise failure(error, f"reading {place[0]} partition {place[1]}")
+        return records_of(good, {self._connection.full(place[0]): place[0]}), reached
+
+    @contextmanager
+    def _borrowed(self, kind: Kind) -> Iterator[Consumer]:
+        """A client nobody else reads with now. After an error it is closed: something may be left in it."""
+        idle = self._idle[kind]
+        client = idle.pop() if idle else self._connection.consumer(kind, {"group.id": self._connection.full(READER)})
+        keep = False
+        try:
+            yield client
+            keep = True
+        except GeneratorExit:  # its reader has had enough
+            keep = True
+            raise
+        finally:
+            if keep:
+                client.unassign()
+                idle.append(client)
+            else:
+                client.close()
+
+
+class _Wait:
+    """How long a read has gone without coming nearer to its end."""
+
+    def __init__(self, connection: Connection, place: Place, target: int, hanging_s: float) -> None:
+        self._connection = connection
+        self._place = place
+        self._target = target
+        self._hanging_s = hanging_s
+        self._begun_s = self._moved_s = monotonic()
+        self._reached = -1
+
+    def note(self, came: bool, reached: int) -> None:
+        """Raises ``Unavailable`` when nothing moved for too long, or all of it takes too long."""
+        now_s = monotonic()
+        if came or reached > self._reached:
+            self._moved_s = now_s
+            self._reached = max(self._reached, reached)
+        where = f"{self._place[0]} partition {self._place[1]}"
+        if now_s - self._moved_s > self._hanging_s:
+            if self._reached < 0:
+                raise self._connection.diagnosis.unreachable(f"reading {where}", self._connection.servers)
+            raise Unavailable(
+                f"hanging_transaction: {where} stands at {self._reached}, its end is {self._target}, and the"
+                " transaction between them does not end; find its producer"
+            )
+        if now_s - self._begun_s > RESTORE_TIMEOUT_S:
+            raise Unavailable(f"reading {where} to {self._target} took longer than {RESTORE_TIMEOUT_S:g} s")
+
+
+def _runs(offsets: Sequence[int]) -> list[list[int]]:
+    """Ascending offsets in groups whose neighbours are at most NEAR apart."""
+    runs: list[list[int]] = []
+    for offset in offsets:
+        if runs and offset - runs[-1][-1] <= NEAR:
+            runs[-1].append(offset)
+        else:
+            runs.append([offset])
+    return runs

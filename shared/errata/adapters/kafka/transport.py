@@ -1,0 +1,130 @@
+"""``errata.ports.Transport`` on Kafka."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from confluent_kafka.admin import AdminClient
+
+from errata.adapters.kafka import config
+from errata.adapters.kafka.connection import Connection, OnStats, latest_offsets, partition_counts
+from errata.adapters.kafka.consumer import KafkaConsumer, MissingOffsets
+from errata.adapters.kafka.producer import KafkaProducer
+from errata.adapters.kafka.reader import Readers
+from errata.errors import Misconfigured
+from errata.ports import OnPartitions, Record
+from errata.ports import TopicPartition as Place
+
+__all__ = ["KafkaConsumer", "KafkaProducer", "KafkaTransport"]
+
+
+class KafkaTransport:
+    """Kafka's topics, groups and transactions; see ``errata.ports.Transport``.
+
+    ``properties`` are librdkafka's and hold for all clients; what the guarantees rest on may not be among them.
+    ``topic_prefix`` stands before topics, groups and transactional ids at the broker; records come back without it.
+    A group without an offset for a partition is refused, so that none begins by chance; "earliest" is for tests and
+    tools. ``leave_on_close`` makes members that close tell their group, which then passes their partitions on at once;
+    without it a restart within ``session.timeout.ms`` gets its partitions back with no rebalance. It may be set until
+    the consumer closes. ``on_stats`` gets librdkafka's statistics, consumer lag among them, within `poll`.
+
+    Clients are made when they are first needed, and refuse to be used in another process than that which made them.
+    """
+
+    def __init__(
+        self,
+        properties: Mapping[str, str],
+        *,
+        topic_prefix: str = "",
+        missing_offsets: MissingOffsets = "refuse",
+        leave_on_close: bool = False,
+        on_stats: OnStats | None = None,
+    ) -> None:
+        kinds: tuple[config.Kind, ...] = ("consumer", "reader", "picker", "producer", "admin")
+        for kind in kinds:  # faults are told here, not when the client is first needed
+            config.client_properties(kind, properties)
+        self.leave_on_close = leave_on_close
+        self._connection = Connection(dict(properties), topic_prefix, on_stats)
+        self._missing_offsets = missing_offsets
+        self._admin: AdminClient | None = None
+        self._readers: Readers | None = None
+        self._counts: dict[str, int] = {}
+        self._consumers: list[KafkaConsumer] = []
+        self._producers: list[KafkaProducer] = []
+
+    def partitions(self, topic: str) -> int:
+        if topic not in self._counts:
+            self._counts = partition_counts(self._connection, self._admin_client())
+        try:
+            return self._counts[topic]
+        except KeyError:
+            raise Misconfigured(f"there is no topic {topic} on the cluster; run errata topics apply") from None
+
+    def consumer(
+        self,
+        group: str,
+        topic: str,
+        *,
+        instance: str,
+        side_inputs: Sequence[str] = (),
+        on_assign: OnPartitions | None = None,
+        on_revoke: OnPartitions | None = None,
+    ) -> KafkaConsumer:
+        wanted = self.partitions(topic)
+        for name in side_inputs:
+            if self.partitions(name) != wanted:
+                raise Misconfigured(f"{name} must have as many partitions as {topic}, whose side input it is")
+        member = KafkaConsumer(
+            self._connection,
+            group,
+            topic,
+            instance=instance,
+            side_inputs=side_inputs,
+            on_assign=on_assign,
+            on_revoke=on_revoke,
+            missing_offsets=self._missing_offsets,
+            leaves=lambda: self.leave_on_close,
+        )
+        self._consumers.append(member)
+        return member
+
+    def producer(self, transactional_id: str) -> KafkaProducer:
+        made = KafkaProducer(self._connection, transactional_id, self.partitions)
+        self._producers.append(made)
+        return made
+
+    def read_from(self, partition: Place, offset: int = 0) -> Iterator[Record]:
+        self._check_place(partition)
+        return self._reading().read_from(partition, offset)
+
+    def read_at(self, partition: Place, offsets: Sequence[int]) -> list[Record | None]:
+        self._check_place(partition)
+        return self._reading().read_at(partition, offsets)
+
+    def end_offset(self, partition: Place) -> int:
+        self._check_place(partition)
+        return latest_offsets(self._connection, self._admin_client(), [partition])[partition]
+
+    def close(self) -> None:
+        """Close every client made here that is still open."""
+        for member in self._consumers:
+            member.close()
+        for producer in self._producers:
+            producer.close()
+        if self._readers is not None:
+            self._readers.close()
+        self._consumers, self._producers, self._readers, self._admin = [], [], None, None
+
+    def _check_place(self, partition: Place) -> None:
+        topic, number = partition
+        count = self.partitions(topic)
+        if not 0 <= number < count:
+            raise Misconfigured(f"{topic} has partitions 0 to {count - 1}, not {number}")
+
+    def _admin_client(self) -> AdminClient:
+        if self._admin is None:
+            self._admin = self._connection.admin()
+        return self._admin
+
+    def _reading(self) -> Readers:
+        if self._readers is None:
+            self._readers = Readers(self._connection, self._admin_client())
+        return self._readers
