@@ -40,9 +40,10 @@ check: $(BIN)/.ready  ## lint, types, layers and the tests of every part; under 
 
 .PHONY: parts
 parts: $(BIN)/.ready
-	$(BIN)/pytest -q -n 2 -m "not whole"
+	$(BIN)/pytest -q -n 2 -m "not whole and not servers"
 
-test: lint  ## everything there is to test: also whole demo streams, killed processes, built wheels
+test: lint  ## everything there is to test: also real servers, whole demo streams, killed processes, built wheels
+	@bash tools/servers.sh
 	$(BIN)/pytest -q -n 2
 
 schemas: $(BIN)/.ready  ## write schemas/ from the contracts

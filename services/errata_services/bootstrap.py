@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import platformdirs
 import structlog
@@ -193,15 +194,33 @@ def _logs_json(settings: ServiceSettings) -> bool:
     return settings.log == "json" or (settings.log == "auto" and not sys.stderr.isatty())
 
 
-def publish_table(data: Path, message: Contract | Reference) -> None:
-    """Publish a contract or reference to its compacted topic; it holds for the events that come after it."""
+def publish_table(data: Path | None, message: Contract | Reference) -> None:
+    """Publish a contract or reference to its compacted topic; it holds for the events that come after it.
+
+    To the Kafka that the environment names, unless a data folder is given.
+    """
     topic = CONTRACTS if isinstance(message, Contract) else REFERENCES
-    with embedded_parts(data) as parts:
+    settings = read_service_settings()
+    if data is None and settings.bootstrap is not None:
+        with closing(kafka_transport(settings)) as transport:
+            publish_tables(transport, {topic: message}, f"errata.tables-{uuid4().hex}")
+        return
+    with embedded_parts(data_folder(data)) as parts:
         publish_tables(parts.transport, {topic: message})
 
 
-def publish_tables(transport: Transport, messages: Mapping[str, Contract | Reference]) -> None:
-    producer = transport.producer("errata.tables-0")
+def catalogue_to_read(data: Path | None) -> Catalogue:
+    """The catalogue of the database that the environment names, unless a data folder is given."""
+    settings = read_service_settings()
+    if data is None and settings.database_url is not None:
+        return service_catalogue(settings, "cases")
+    return open_catalogue(data_folder(data))
+
+
+def publish_tables(
+    transport: Transport, messages: Mapping[str, Contract | Reference], transactional_id: str = "errata.tables-0"
+) -> None:
+    producer = transport.producer(transactional_id)
     producer.begin()
     for topic, message in messages.items():
         producer.produce(Outgoing(topic, canonical([message.tenant, message.model]), message.to_json(), partition=0))

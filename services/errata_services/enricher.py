@@ -61,9 +61,9 @@ class Enricher:
     """The stage from ``errata.anomalies.v1`` to ``errata.enriched.v1``, keyed by case id.
 
     Changes come along as a side input and fill the context store, which all members share: each adds the changes of
-    its own partitions and looks up any. It is filled from their topic, so it holds nothing that could be lost: a
-    partition whenever it is assigned, every partition after the store was away (other members had changes for it
-    meanwhile), and the whole of it when it has lost its content.
+    its own partitions and looks up any. It is filled from their topic, so it holds nothing that could be lost: when
+    partitions are assigned, after the store was away (other members had changes for it meanwhile), and from the
+    beginning when it has lost its content.
 
     Neither the store nor a row that cannot be read stops the stage or costs an event: the output has a marked gap.
     """
@@ -92,8 +92,9 @@ class Enricher:
         self._rests_until_s: float | None = None
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
-        """The changes are read when they are first needed, and again should the store be down then."""
-        self._behind.add(partition)
+        """All changes up to now are read before the next look-up, those of other partitions too: what was published
+        before this member started is told, whether or not the others have started yet."""
+        self._behind.update(range(self._transport.partitions(CHANGES)))
 
     def revoke(self, partition: int) -> None:
         pass

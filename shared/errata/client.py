@@ -403,17 +403,19 @@ class KafkaPublisher(_Events):
         properties: Mapping[str, str | int | float | bool] | None = None,
     ) -> None:
         # confluent-kafka is loaded here and not on import: most who import this never see Kafka, or see it late.
-        from errata.adapters.kafka_publisher import KafkaSender, environment_properties, sender_properties
+        from errata.adapters import kafka_publisher as kafka
 
-        self._topic_prefix = os.environ.get("ERRATA_TOPIC_PREFIX", "") if topic_prefix is None else topic_prefix
+        given = os.environ.get("ERRATA_TOPIC_PREFIX", "") if topic_prefix is None else topic_prefix
+        self._topic_prefix = kafka.checked_prefix(given)
         arguments = {
             "bootstrap.servers": bootstrap_servers,
             "queue.buffering.max.messages": buffer,
             "queue.buffering.max.kbytes": None if buffer_bytes is None else max(1, buffer_bytes // 1024),
             "message.timeout.ms": None if timeout_s is None else max(1, round(timeout_s * 1000)),
         }
-        self._properties = sender_properties(environment_properties(os.environ), arguments, properties or {})
-        self._make = KafkaSender
+        variables = kafka.environment_properties(os.environ)
+        self._properties = kafka.sender_properties(variables, arguments, properties or {})
+        self._make = kafka.KafkaSender
         super().__init__()
 
     def flush(self, timeout_s: float = _CLOSE_S) -> bool:

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from shutil import rmtree
 
 import psycopg
 import pytest
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 from errata.errors import Misconfigured, NotFound
 from errata_services.cli.dev import app
 from errata_services.dev import workplace
+from errata_services.dev.servers import postgres_place
 
 pytestmark = pytest.mark.servers
 
@@ -26,17 +29,25 @@ from errata_services.dev import workplace
 workplace.up(
     Path(sys.argv[1]),
     commands=[["sh", "-c", "echo $ERRATA_REDIS_URL; exec sleep 600", "service"]],
-    announce=lambda environment: print(*(line for line in workplace.exports(environment) if 'REDIS' in line), flush=True),
+    announce=lambda environment: print(environment["ERRATA_REDIS_URL"], flush=True),
     say=print,
 )
 """
 
 
-def test_up_in_the_background_then_status_and_down(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    place = postgres_place(tmp_path / "postgres", durable=True)
+    if place != tmp_path / "postgres":
+        rmtree(place)
+
+
+def test_up_in_the_background_then_status_and_down(folder: Path) -> None:
     runner = CliRunner()
-    folder = ["--data", str(tmp_path)]
-    assert json.loads(runner.invoke(app, ["status", "--json", *folder]).stdout)["running"] is False
-    done = runner.invoke(app, ["up", "--detach", *folder], catch_exceptions=False)
+    data = ["--data", str(folder)]
+    assert json.loads(runner.invoke(app, ["status", "--json", *data]).stdout)["running"] is False
+    done = runner.invoke(app, ["up", "--detach", *data], catch_exceptions=False)
     try:
         environment = dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
         assert sorted(environment) == ["ERRATA_DATABASE_URL", "ERRATA_KAFKA__BOOTSTRAP_SERVERS", "ERRATA_REDIS_URL"]
@@ -44,7 +55,7 @@ def test_up_in_the_background_then_status_and_down(tmp_path: Path) -> None:
             assert client.ping()
         with psycopg.connect(environment["ERRATA_DATABASE_URL"]) as connection:
             connection.execute("CREATE TABLE kept (n int)")
-        said = runner.invoke(app, ["status", "--json", *folder], catch_exceptions=False)
+        said = runner.invoke(app, ["status", "--json", *data], catch_exceptions=False)
         status = json.loads(said.stdout)
         assert said.exit_code == 0
         assert {name: server["answers"] for name, server in status["servers"].items()} == {
@@ -54,22 +65,22 @@ def test_up_in_the_background_then_status_and_down(tmp_path: Path) -> None:
         }
         password = environment["ERRATA_DATABASE_URL"].split(":")[2].split("@")[0]
         assert password not in said.stdout
-        assert (tmp_path / "dev.json").stat().st_mode & 0o077 == 0
-        again = runner.invoke(app, ["up", "--detach", *folder], catch_exceptions=False)
+        assert (folder / "dev.json").stat().st_mode & 0o077 == 0
+        again = runner.invoke(app, ["up", "--detach", *data], catch_exceptions=False)
         assert again.stdout == done.stdout
         with pytest.raises(Misconfigured, match="up already"):
-            workplace.up(tmp_path, announce=print, say=print)
+            workplace.up(folder, announce=print, say=print)
     finally:
-        assert runner.invoke(app, ["down", *folder], catch_exceptions=False).exit_code == 0
+        assert runner.invoke(app, ["down", *data], catch_exceptions=False).exit_code == 0
     _, end = os.waitpid(status["pid"], 0)  # our own child here, as the command ran in this process
     assert os.waitstatus_to_exitcode(end) == 0
-    assert runner.invoke(app, ["status", *folder]).exit_code == 1
+    assert runner.invoke(app, ["status", *data]).exit_code == 1
     with pytest.raises(NotFound, match="errata dev up"):
-        workplace.down(tmp_path)
+        workplace.down(folder)
 
 
-def test_up_in_the_foreground_runs_the_services_until_it_is_stopped_and_keeps_data_and_ports(tmp_path: Path) -> None:
-    first, second = one_foreground_run(tmp_path), one_foreground_run(tmp_path)
+def test_up_in_the_foreground_runs_the_services_until_it_is_stopped_and_keeps_data_and_ports(folder: Path) -> None:
+    first, second = one_foreground_run(folder), one_foreground_run(folder)
     assert first[0] == second[0]
     assert (first[1], second[1]) == (1, 2)
 
@@ -81,7 +92,7 @@ def one_foreground_run(folder: Path) -> tuple[str, int]:
     process = subprocess.Popen([sys.executable, "-c", UP, str(folder)], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout is not None
-        export = process.stdout.readline().strip()
+        redis_url = process.stdout.readline().strip()
         url = workplace.status(folder).environment["ERRATA_DATABASE_URL"]
         with psycopg.connect(url) as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS kept (n int)")
@@ -93,7 +104,7 @@ def one_foreground_run(folder: Path) -> tuple[str, int]:
             os.sched_yield()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    assert export == f"export ERRATA_REDIS_URL={log.read_text().strip()}"
+    assert log.read_text().strip() == redis_url
     assert not workplace.status(folder).running
     assert row is not None
     return url, row[0]

@@ -1,6 +1,7 @@
 """The servers of tests and of ``errata dev``: each starts, answers, and comes back on the same port and data."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from redis import Redis
@@ -18,7 +20,7 @@ from tests.integration.conftest import PrometheusBinaries
 
 from errata.errors import Misconfigured, Unavailable
 from errata_services.dev import servers
-from errata_services.dev.processes import Child
+from errata_services.dev.processes import EPHEMERAL_FROM, Child, free_port
 
 pytestmark = pytest.mark.servers
 
@@ -59,8 +61,16 @@ def test_kafka_takes_tls_and_sasl_clients_and_refuses_strangers(tmp_path: Path) 
             right = {"sasl.mechanism": mechanism, "sasl.password": server.password}
             assert "seen-by-all" in topics(server.sasl_address, sasl | right)
         wrong = {"sasl.mechanism": "SCRAM-SHA-256", "sasl.password": "guessed"}
-        with pytest.raises(Exception, match=r"_TRANSPORT|_TIMED_OUT|_AUTHENTICATION"):
+        with pytest.raises(KafkaException, match=r"_TRANSPORT|_TIMED_OUT|_AUTHENTICATION"):
             topics(server.sasl_address, sasl | wrong, timeout_s=2)
+        server.freeze()
+        with pytest.raises(KafkaException):
+            topics(server.address, timeout_s=1)
+        server.thaw()
+        assert "seen-by-all" in topics(server.address)
+        server.kill()
+        server.restart()
+        assert "seen-by-all" in topics(server.address)
         assert server.password not in repr(server)
         assert (server.folder / "server.properties").stat().st_mode & 0o077 == 0
 
@@ -148,6 +158,18 @@ def test_the_shared_servers_answer(kafka_address: str, redis_url: str) -> None:
         assert client.ping()
 
 
+def test_a_port_is_given_once_among_all_processes(tmp_path: Path) -> None:
+    port = free_port()
+    script = (
+        "import sys\nfrom errata_services.dev.processes import _reserved\n"
+        "sys.exit(0 if _reserved(int(sys.argv[1])) else 9)"
+    )
+    other = [sys.executable, "-c", script]
+    assert subprocess.run([*other, str(port)], check=False).returncode == 9
+    neighbour = subprocess.run([*other, str(EPHEMERAL_FROM)], check=False)  # one that nobody is ever given
+    assert neighbour.returncode == 0
+
+
 def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Misconfigured, match=r"^redis-server: no such program on PATH; .*apt-get install redis-server"):
@@ -197,3 +219,32 @@ def test_a_child_that_never_answers_is_ended(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"sleeper did not answer within 0.3 s \(it does not listen yet\)"):
         child.start()
     assert not child.running
+
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "servers.sh"
+
+
+def servers_script(path: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {"PATH": path, **environment}
+    return subprocess.run(["/bin/sh", str(SCRIPT)], capture_output=True, text=True, env=given, timeout=60, check=False)
+
+
+def test_the_script_is_silent_when_all_is_there(prometheus_binaries: PrometheusBinaries) -> None:
+    for program in ("java", "mvn", "redis-server", "kcat"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    done = servers_script(os.environ["PATH"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_script_says_what_is_missing_where_it_cannot_install_it(tmp_path: Path) -> None:
+    for program in ("id", "sort"):  # no apt-get: nothing is installed, whoever runs this
+        (tmp_path / program).symlink_to(str(shutil.which(program)))
+    done = servers_script(str(tmp_path))
+    assert done.returncode == 1
+    for package in ("openjdk-17-jre-headless", "maven", "redis-server", "prometheus-alertmanager", "kcat"):
+        assert package in done.stderr
+    served = servers_script(str(tmp_path), ERRATA_TEST_KAFKA="broker:9092", ERRATA_TEST_REDIS="redis://cache")
+    assert "kcat" in served.stderr
+    assert "openjdk" not in served.stderr
+    assert "redis-server" not in served.stderr

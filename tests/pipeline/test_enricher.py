@@ -1,93 +1,22 @@
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.unit.anomaly_builder import CASE_ID, ONSET, anomaly, finding, ref
+from tests.pipeline.enricher_bench import CONTRACT, FOUND_US, Bench, change, event, failure, kinds, read
+from tests.unit.anomaly_builder import CASE_ID, ONSET, ref
 
 from errata.adapters.context_memory import MemoryContextStore
 from errata.adapters.memory import MemoryTransport
-from errata.contracts import Anomaly, ChangeEvent, Contract, EnrichedAnomaly
+from errata.contracts import ChangeEvent, EnrichedAnomaly, RowRef
 from errata.contracts.strict import rfc3339, to_us
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS, TOPICS
+from errata.domain.diagnosis.context import wanted_changes
 from errata.errors import Unavailable
-from errata.ports import Outgoing, Record, StepResult
-from errata_services.enricher import Enricher
-
-KEY = b"k" * 32
-FEATURES = {
-    "AGEP": {"type": "number", "policy": "drop"},
-    "SCHL": {"type": "category"},
-    "ZIP": {"type": "text", "policy": "hash"},
-}
-CONTRACT = Contract.model_validate({"model": "employment", "features": FEATURES})
-FOUND_US = to_us(ONSET) + 600_000_000  # record time of the finding
-
-
-class Bench:
-    """An enricher on a transport and a context store of its own."""
-
-    def __init__(self, contract: Contract | None = CONTRACT, store: Any = None) -> None:
-        self.transport = MemoryTransport(TOPICS)
-        self.store = store if store is not None else MemoryContextStore()
-        self.asked: list[tuple[str, str]] = []
-        self.contract = contract
-        self.enricher = Enricher(self.store, self.transport, self._contract_of, KEY)
-        self._seen = dict.fromkeys(range(self.transport.partitions(CHANGES)), 0)
-
-    def _contract_of(self, tenant: str, model: str) -> Contract | None:
-        self.asked.append((tenant, model))
-        return self.contract
-
-    def publish(self, topic: str, *values: object, partition: int = 0, at_us: int | None = None) -> None:
-        if at_us is not None:
-            self.transport.advance_record_time(at_us)
-        producer = self.transport.producer("publisher")
-        producer.begin()
-        for value in values:
-            raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-            producer.produce(Outgoing(topic, b"employment", raw, partition=partition))
-        producer.commit()
-        producer.close()
-
-    def step(self, *values: Anomaly | bytes | None) -> StepResult:
-        batch = self._new_changes() + [
-            Record(ANOMALIES, 0, at, FOUND_US, b"", value.to_json() if isinstance(value, Anomaly) else value)
-            for at, value in enumerate(values)
-        ]
-        return self.enricher.step(batch, self.enricher.prepare(batch))
-
-    def _new_changes(self) -> list[Record]:
-        new = [record for p, offset in self._seen.items() for record in self.transport.read_from((CHANGES, p), offset)]
-        for record in new:
-            self._seen[record.partition] = record.offset + 1
-        return new
-
-    def enrich(self, found: Anomaly) -> EnrichedAnomaly:
-        return read(self.step(found).outputs)[0]
-
-
-def read(outputs: Sequence[Outgoing]) -> list[EnrichedAnomaly]:
-    return [EnrichedAnomaly.model_validate_json(output.value or b"") for output in outputs]
-
-
-def change(minutes_before: float, **fields: Any) -> dict[str, Any]:
-    time = rfc3339(ONSET - timedelta(minutes=minutes_before))
-    return {"change_id": "c1", "kind": "deploy", "subject": "employment", "time": time, **fields}
-
-
-def event(event_id: str, **fields: Any) -> dict[str, Any]:
-    plain = {"event_id": event_id, "time": rfc3339(ONSET), "model": {"name": "employment"}, "prediction": "1"}
-    return {**plain, **fields}
-
-
-def failure(**fields: Any) -> Anomaly:
-    return anomaly(finding("error_rate", "outcome", "rate"), time=ONSET + timedelta(minutes=10), **fields)
-
-
-def kinds(found: EnrichedAnomaly) -> list[str]:
-    return [entry.name for entry in found.context]
+from errata.ports import ContextIncomplete, Outgoing, Record, TopicPartition
+from errata.runtime.worker import Worker
+from errata_services.enricher import rebuild_context
 
 
 def test_a_deploy_before_onset_stands_on_the_anomaly() -> None:
@@ -294,3 +223,184 @@ def test_the_store_orders_by_time_and_id_and_takes_a_change_once() -> None:
 def test_of_one_change_id_the_record_seen_first_stays_in_whatever_order_they_come() -> None:
     one, two = (change(5, to="v2"), 1), (change(7, to="v3"), 2)
     assert stored(one, two) == stored(two, one) == [("c1", "v2")]
+
+
+class Slow(MemoryTransport):
+    """A log whose ``broken`` partitions cannot be read by offset; each such read takes ``takes_s``."""
+
+    def __init__(self) -> None:
+        super().__init__(TOPICS)
+        self.now_s, self.takes_s = 0.0, 0.0
+        self.broken: set[int] = set()
+        self.reads: list[tuple[TopicPartition, list[int]]] = []
+
+    def read_at(self, partition: TopicPartition, offsets: Sequence[int]) -> list[Record | None]:
+        self.reads.append((partition, list(offsets)))
+        self.now_s += self.takes_s
+        if partition[1] in self.broken:
+            raise Unavailable("the broker does not answer")
+        return super().read_at(partition, offsets)
+
+
+def reader(*, broken: set[int] | None = None, takes_s: float = 0.0) -> tuple[Slow, Bench]:
+    transport = Slow()
+    bench = Bench(transport=transport, clock_s=lambda: transport.now_s)
+    for partition in range(12):
+        bench.publish(PREDICTIONS, event("a"), event("b"), event("c"), partition=partition)
+    transport.broken, transport.takes_s = broken or set(), takes_s
+    return transport, bench
+
+
+def test_rows_of_a_batch_are_read_by_one_read_a_partition() -> None:
+    transport, bench = reader()
+    found = [
+        failure(exemplars=[ref(2, "c"), ref(0, "a")], controls=[ref(1, "b", partition=3)]),
+        failure(exemplars=[ref(0, "a"), ref(1, "b")]),
+    ]
+    rows = [row.missing for one in read(bench.step(*found).outputs) for row in one.rows]
+    assert transport.reads == [((PREDICTIONS, 0), [0, 1, 2]), ((PREDICTIONS, 3), [1])]
+    assert rows == [None] * 5
+
+
+def test_a_read_that_fails_costs_its_rows_and_no_others() -> None:
+    _, bench = reader(broken={3})
+    (found,) = read(bench.step(failure(exemplars=[ref(0, "a", partition=3), ref(0, "a"), ref(9, "z")])).outputs)
+    assert [row.missing for row in found.rows] == ["unavailable", None, "out_of_retention"]
+    assert found.rows[0].values == {}
+
+
+def test_rows_of_a_batch_have_a_bounded_time() -> None:
+    transport, bench = reader(broken=set(range(12)), takes_s=2.0)
+    (found,) = read(bench.step(failure(exemplars=[ref(0, "a", partition=at) for at in range(12)])).outputs)
+    assert len(transport.reads) == 3  # begun at 0, 2 and 4 s of 5
+    assert [row.missing for row in found.rows] == ["unavailable"] * 12
+    transport.broken = set()
+    (found,) = read(bench.step(failure(exemplars=[ref(0, "a")])).outputs)
+    assert found.rows[0].missing is None
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [ref(0, "a", topic="errata.anomaly-detector.state"), ref(0, "a", topic="nothing"), ref(0, "a", partition=12)],
+    ids=["another topic", "no topic", "no partition"],
+)
+def test_a_reference_that_names_no_row_is_not_followed(hostile: RowRef) -> None:
+    transport, bench = reader()
+    (row,) = bench.enrich(failure(exemplars=[hostile])).rows
+    assert (row.missing, row.values, transport.reads) == ("unreadable", {}, [])
+
+
+def test_rebuilding_fills_a_store_from_the_topic_and_tells_how_far_it_is() -> None:
+    bench = Bench()
+    bench.publish(CHANGES, b"{", change(20), at_us=FOUND_US - 2)
+    bench.publish(CHANGES, *(change(at, change_id=f"c{at}") for at in range(30, 35)), partition=7, at_us=FOUND_US - 1)
+    store, told = MemoryContextStore(), list[tuple[int, int]]()
+    assert rebuild_context(bench.transport, store, lambda done, total: told.append((done, total))) == 6
+    (found,) = store.between([wanted_changes(failure())])
+    assert [one.change_id for one in found] == ["c34", "c33", "c32", "c31", "c30", "c1"]
+    assert told == sorted(told)
+    assert told[-1] == (7, 7)
+
+
+class Lost(Down):
+    """A store that answers, but has lost its content until it is filled."""
+
+    up = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost, self.fills = True, 0
+
+    def fill(self, batches: Iterable[Sequence[tuple[ChangeEvent, int]]]) -> int:
+        self.fills += 1
+        count = super().fill(batches)
+        self.lost = False
+        return count
+
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
+        if self.lost:
+            raise ContextIncomplete("emptied")
+        return super().between(wanted)
+
+
+def test_a_store_that_lost_its_content_is_filled_before_it_is_believed() -> None:
+    store = Lost()
+    bench = Bench(store=store)
+    bench.publish(CHANGES, change(20), at_us=FOUND_US - 1)
+    bench._new_changes()  # read by another member
+    assert kinds(bench.enrich(failure())) == ["deploy"]
+    assert kinds(bench.enrich(failure())) == ["deploy"]
+    assert store.fills == 1
+
+
+def test_what_other_members_could_not_store_is_brought_in_after_an_outage() -> None:
+    store = Down()
+    bench = Bench(store=store)
+    bench.enrich(failure())
+    bench.publish(CHANGES, change(20), partition=7, at_us=FOUND_US - 1)
+    bench._new_changes()  # read by another member, which then was killed
+    store.up = True
+    assert kinds(bench.enrich(failure())) == ["deploy"]
+    bench.publish(CHANGES, change(10, change_id="c2", kind="flag"), partition=7)
+    bench._new_changes()
+    assert kinds(bench.enrich(failure())) == ["deploy"]  # without an outage the topic is not read again
+
+
+class Hanging(Slow):
+    """A log whose changes cannot be read to their end: a transaction in them does not end."""
+
+    tries = 0
+
+    def read_from(self, partition: TopicPartition, offset: int = 0) -> Iterator[Record]:
+        if partition[0] == CHANGES:
+            self.tries += 1
+            self.now_s += self.takes_s
+            if self.takes_s:
+                raise Unavailable("hanging_transaction")
+        return super().read_from(partition, offset)
+
+
+def test_a_topic_of_changes_that_cannot_be_read_takes_a_tenth_of_the_time_at_most() -> None:
+    transport = Hanging()
+    bench = Bench(transport=transport, clock_s=lambda: transport.now_s)
+    bench.publish(CHANGES, change(20), at_us=FOUND_US - 1)
+    bench._new_changes()
+    bench.enricher.restore(0, {})
+    transport.tries, transport.takes_s = 0, 15.0
+    for second in range(300):
+        transport.now_s += 1
+        assert [entry.missing for entry in read(ask(bench))[0].context] == ["unavailable"], second
+    assert transport.tries <= 300 // 10 / 15 + 2
+    transport.takes_s = 0
+    transport.now_s += 150
+    assert kinds(read(ask(bench))[0]) == ["deploy"]
+
+
+def ask(bench: Bench) -> list[Outgoing]:
+    """What an anomaly comes to, without the changes that came with it."""
+    batch = [Record(ANOMALIES, 0, 0, FOUND_US, b"", failure().to_json())]
+    return bench.enricher.step(batch, bench.enricher.prepare(batch)).outputs
+
+
+def test_an_empty_batch_brings_in_what_is_missing() -> None:
+    store = Down()
+    bench = Bench(store=store)
+    bench.publish(CHANGES, change(20), at_us=FOUND_US - 1)
+    bench.step()
+    store.up = True
+    bench.enricher.prepare([])
+    assert [one.change_id for one in store.between([wanted_changes(failure())])[0]] == ["c1"]
+
+
+def test_the_worker_goes_on_while_the_store_is_down() -> None:
+    store = Down()
+    bench = Bench(store=store)
+    bench.publish(CHANGES, change(20), at_us=FOUND_US - 1)
+    bench.publish(ANOMALIES, json.loads(failure().to_json()), at_us=FOUND_US)
+    worker = Worker(bench.enricher, bench.transport, instance="0", build="test", cipher=None)
+    while worker.run_once():
+        pass
+    outputs = [r for p in range(bench.transport.partitions(ENRICHED)) for r in bench.transport.read_from((ENRICHED, p))]
+    (entry,) = EnrichedAnomaly.model_validate_json(outputs[0].value or b"").context
+    assert (len(outputs), entry.missing) == (1, "unavailable")
+    worker.close()

@@ -157,7 +157,7 @@ def test_an_error_is_one_line_and_the_exit_code_of_its_class(
         cli.main()
     assert exit_.value.code == 78
     assert capsys.readouterr().err.splitlines() == [
-        "errata: run: say --embedded; the services on Kafka come with the next release"
+        "errata: run: name one service, or say --embedded --input FILE"
     ]
 
 

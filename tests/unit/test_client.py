@@ -1,5 +1,6 @@
 """The publisher writes what it is given, counts what it cannot write, and never gets in its host's way."""
 
+import doctest
 import io
 import json
 import logging
@@ -16,7 +17,8 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from errata.client import Publisher
+from errata import client
+from errata.client import MAX_EVENT_BYTES, WARN_EVERY_S, Publisher, Tally
 from errata.contracts import ChangeEvent, Outcome, PredictionEvent
 
 AT = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -108,6 +110,52 @@ def test_drops_are_told_once_in_one_line_without_the_value(caplog: pytest.LogCap
     assert "not finite JSON (ValueError)" in message
     assert "\n" not in message
     assert "s3cret" not in message
+
+
+def test_each_reason_is_told_once_a_minute_with_its_count(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 0.0
+    tally = Tally(lambda: now_s)
+    with caplog.at_level(logging.WARNING, "errata.client"):
+        for now_s in (0.0, 1.0, WARN_EVERY_S - 0.1, WARN_EVERY_S + 0.1, WARN_EVERY_S + 0.2):  # noqa: B007, read above
+            tally.drop("too_large", "2000000 bytes")
+        tally.drop("buffer_full")
+    assert [record.getMessage() for record in caplog.records] == [
+        "errata drops an event of more than 1048576 bytes (2000000 bytes); 1 so far, told once a minute",
+        "errata drops an event of more than 1048576 bytes (2000000 bytes); 4 so far, told once a minute",
+        "errata drops an event: the buffer is full; 1 so far, told once a minute",
+    ]
+
+
+def test_events_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
+    with Publisher(tmp_path / "events.jsonl") as errata:
+        fitting = "x" * (MAX_EVENT_BYTES - len(b'{"event_id":"","text":""}'))
+        assert errata.publish({"event_id": "", "text": fitting})
+        assert not errata.publish({"event_id": "1", "text": fitting})
+        assert not errata.publish(["no", "mapping"])  # type: ignore[arg-type]
+        assert not errata.publish({"event_id": {1}})
+        assert errata.flush(10)
+        stats = errata.stats
+    assert not errata.publish({"event_id": "2"})
+    assert (stats.sent, stats.delivered, stats.waiting) == (1, 1, 0)
+    counted = {"too_large": 1, "not_an_event": 1, "not_json": 1}
+    assert stats.dropped == dict.fromkeys(stats.dropped, 0) | counted
+    assert errata.stats.dropped["closed"] == 1
+    assert errata.dropped == 4
+    assert (tmp_path / "events.jsonl").stat().st_size == MAX_EVENT_BYTES + 1
+
+
+def test_ids_may_be_uuids_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    path, known = tmp_path / "events.jsonl", UUID(int=7)
+    with Publisher(path) as errata:
+        errata.publish({"event_id": known, "prediction_id": None})
+        errata.prediction(model="m", prediction=1, event_id="")
+    first, second = lines(path)
+    assert first == {"event_id": str(known)}
+    assert UUID(second["event_id"])
+
+
+def test_example_of_the_module_is_true() -> None:
+    assert doctest.testmod(client) == (0, 5)
 
 
 class Stuck(io.BytesIO):

@@ -25,7 +25,7 @@ from errata.domain.catalogue.queries import (
 from errata.domain.catalogue.text import FindingLine, Page, clean, headline, page
 from errata.errors import ErrataError
 from errata.ports import Catalogue
-from errata_services.bootstrap import data_folder, open_catalogue
+from errata_services.bootstrap import catalogue_to_read
 
 app = typer.Typer(no_args_is_help=True, help="The failure cases (elsewhere: issues): list, show, search, decide.")
 
@@ -141,9 +141,9 @@ def _move(case: str, move: Move, rejection: str | None, note: str, json: bool, d
 
 @contextmanager
 def _catalogue(data: Path | None) -> Iterator[Catalogue]:
-    """The catalogue of the data folder; an error of errata becomes one line and its exit code."""
+    """The catalogue to look at; an error of errata becomes one line and its exit code."""
     try:
-        catalogue = open_catalogue(data_folder(data))
+        catalogue = catalogue_to_read(data)
         try:
             yield catalogue
         finally:

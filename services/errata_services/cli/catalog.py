@@ -11,7 +11,7 @@ from errata.adapters.sql import SqlCatalogue
 from errata.contracts import canonical
 from errata.errors import Misconfigured
 from errata.settings import read_service_settings
-from errata_services.bootstrap import CATALOGUE_FILE, make_folder
+from errata_services.bootstrap import CATALOGUE_FILE, make_folder, service_catalogue
 
 app = typer.Typer(no_args_is_help=True, help="The catalogue's database: migrate, check.")
 
@@ -56,13 +56,7 @@ def check(json: Json = False, data: Data = None) -> None:
 @contextmanager
 def _catalogue(data: Path | None) -> Iterator[SqlCatalogue]:
     if data is None:
-        url = read_service_settings().database_url
-        if url is None:
-            raise Misconfigured(
-                "ERRATA_DATABASE_URL: not given; write postgresql://user:password@host/database, its file's name in"
-                " ERRATA_DATABASE_URL_FILE, or --data FOLDER for an embedded catalogue"
-            )
-        catalogue = SqlCatalogue(url.get_secret_value(), service="migrate")
+        catalogue = service_catalogue(read_service_settings(), "migrate")
     else:
         make_folder(data)
         catalogue = SqlCatalogue.of_file(data / CATALOGUE_FILE)

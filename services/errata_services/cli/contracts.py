@@ -93,13 +93,15 @@ def check(
 @app.command()
 def apply(
     contract_file: Annotated[Path, typer.Argument(metavar="CONTRACT.yaml", help="The contract.")],
-    data: Annotated[Path | None, typer.Option(help="Data folder; the platform's by default.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder; by default the Kafka of the environment, else the platform's.")
+    ] = None,
 ) -> None:
     """Publish a contract: detection judges the events that come after it by it."""
     contract = sound_contract(contract_file)
-    from errata_services.bootstrap import data_folder, publish_table
+    from errata_services.bootstrap import publish_table
 
-    publish_table(data_folder(data), contract)
+    publish_table(data, contract)
     typer.echo(f"{contract.model}: contract {(contract.content_hash or '')[:12]} applied")
 
 

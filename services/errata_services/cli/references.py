@@ -63,13 +63,15 @@ def show(
 @app.command()
 def apply(
     file: Annotated[Path, typer.Argument(metavar="REFERENCE.json", help="The reference.")],
-    data: Annotated[Path | None, typer.Option(help="Data folder; the platform's by default.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder; by default the Kafka of the environment, else the platform's.")
+    ] = None,
 ) -> None:
     """Publish a reference: detection compares the events that come after it with it."""
     reference = read_reference(file)
-    from errata_services.bootstrap import data_folder, publish_table
+    from errata_services.bootstrap import publish_table
 
-    publish_table(data_folder(data), reference)
+    publish_table(data, reference)
     typer.echo(f"{reference.model}: reference {(reference.content_hash or '')[:12]} applied")
 
 

@@ -6,13 +6,29 @@ import typer
 
 from errata import __version__
 from errata.settings import read_settings
-from errata_services.cli import cases, contracts, demo, models, references, run, validate
+from errata_services.cli import (
+    cases,
+    catalog,
+    context,
+    contracts,
+    demo,
+    dev,
+    models,
+    references,
+    run,
+    topics,
+    validate,
+)
 
 HELP = """Turn the prediction events of ML models into a catalogue of failure cases.
 
 Start with [bold]errata demo[/bold]. For your own model: [bold]errata contract infer[/bold] and
 [bold]errata reference build[/bold] from events of good days, [bold]apply[/bold] both, then
 [bold]errata run --embedded --input FILE[/bold], and look with [bold]errata cases list[/bold].
+
+On Kafka: [bold]errata dev up[/bold] starts servers on this machine, or name your own by
+ERRATA_KAFKA__BOOTSTRAP_SERVERS. Then [bold]errata topics apply[/bold], [bold]errata catalog migrate[/bold], and
+[bold]errata run SERVICE[/bold] for each of anomaly-detector, enricher, tagger and catalog-writer.
 
 Exit codes: 0 done, 1 something was found wrong, 2 the command line is wrong, 70 state is damaged,
 75 try again, 78 a setting or file is wrong. Read commands take --json. NO_COLOR is honoured.
@@ -26,6 +42,10 @@ app.add_typer(models.app)
 app.add_typer(validate.app)
 app.add_typer(contracts.app, name="contract")
 app.add_typer(references.app, name="reference")
+app.add_typer(catalog.app, name="catalog")
+app.add_typer(context.app, name="context")
+app.add_typer(dev.app, name="dev")
+app.add_typer(topics.app, name="topics")
 
 
 def _version(asked: bool) -> None:

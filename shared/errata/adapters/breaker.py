@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from time import monotonic
+from typing import Literal
 
 TRIES = 3  # failures in a row that open it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
@@ -10,18 +11,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 class Breaker:
     """Opens after three failures in a row. After each pause one call may try; if it fails the pause doubles.
 
-    >>> now_s = 0.0
-    >>> breaker = Breaker(lambda: now_s)
-    >>> for _ in range(3): breaker.failed()
-    >>> breaker.wait_s, breaker.open
-    (0.2, True)
-    >>> now_s = 0.2
-    >>> breaker.wait_s, breaker.open
-    (0.0, True)
-    >>> breaker.failed(); breaker.wait_s
-    0.4
-    >>> breaker.answered(); breaker.wait_s, breaker.open
-    (0.0, False)
+    >>> breaker = Breaker(lambda: 0.0)
+    >>> for _ in range(5):
+    ...     breaker.failed()
+    ...     print(breaker.state, breaker.wait_s)
+    closed 0.0
+    closed 0.0
+    open 0.2
+    open 0.4
+    open 0.8
     """
 
     def __init__(self, clock_s: Callable[[], float] = monotonic) -> None:
@@ -38,6 +36,13 @@ class Breaker:
     def wait_s(self) -> float:
         """Seconds until a call may be made; 0: now."""
         return max(0.0, self._until_s - self._clock_s()) if self.open else 0.0
+
+    @property
+    def state(self) -> Literal["closed", "half_open", "open"]:
+        """``half_open``: the next call is a try."""
+        if not self.open:
+            return "closed"
+        return "open" if self.wait_s else "half_open"
 
     def failed(self) -> None:
         self._failures += 1

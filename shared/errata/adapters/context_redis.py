@@ -6,7 +6,7 @@ so Redis needs no persistence; it must not evict keys on its own (``maxmemory-po
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
@@ -28,9 +28,9 @@ from errata.ports import ContextIncomplete
 TIMEOUT_S: Final = 0.05
 KEPT_US: Final = 30 * 86_400 * 1_000_000  # as long as their topic keeps them
 EXPIRY_S: Final = 31 * 86_400
-BATCH: Final = 500  # changes of one round trip
+BATCH, BATCH_BYTES = 500, 1_000_000  # changes of one round trip, and their bytes but for the one that passes it
 FILLING_EXPIRY_S: Final = 86_400
-CACHED, CACHE_TTL_S = 10_000, 600.0
+CACHED_BYTES, CACHE_TTL_S = 16 * 2**20, 600.0
 
 Question = tuple[str, str, int, int, int]
 T = TypeVar("T")
@@ -56,15 +56,19 @@ class RedisContextStore:
         client: Redis,
         *,
         prefix: str = "",
-        cached: int = CACHED,
+        cached_bytes: int = CACHED_BYTES,
         cache_ttl_s: float = CACHE_TTL_S,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``client``: with time-outs, as `of_url` makes it. ``clock_s``: seconds that never go back."""
+        """``client``: with time-outs, as `of_url` makes it. ``cached_bytes``: of changes as Redis has them.
+
+        ``clock_s``: seconds that never go back.
+        """
         self._client = client
         self._root = f"{prefix}errata:changes"
-        self._decoded = _Decoded(cached, cache_ttl_s, clock_s)
+        self._decoded = _Decoded(cached_bytes, cache_ttl_s, clock_s)
         self.breaker = Breaker(clock_s)
+        self.errors = 0  # calls that failed, so far
 
     @classmethod
     def of_url(
@@ -109,8 +113,8 @@ class RedisContextStore:
             raise _unavailable(error) from None
 
     def add(self, changes: Sequence[tuple[ChangeEvent, int]]) -> None:
-        for start in range(0, len(changes), BATCH):
-            self._add(changes[start : start + BATCH])
+        for batch in _batches(changes):
+            self._call(self._adding(batch).execute)
 
     def fill(self, batches: Iterable[Sequence[tuple[ChangeEvent, int]]]) -> int:
         """See ``ContextStore.fill``. What was emptied or restarted in between is not taken for filled."""
@@ -136,17 +140,16 @@ class RedisContextStore:
     def close(self) -> None:
         self._client.close()
 
-    def _add(self, changes: Sequence[tuple[ChangeEvent, int]]) -> None:
+    def _adding(self, batch: Sequence[tuple[str, str, int, bytes]]) -> Any:
         sets: dict[str, dict[bytes, int]] = {}
-        for change, seen_us in changes:
-            member = b'{"change":%b,"seen_us":%d}' % (change.to_json(), seen_us)
-            sets.setdefault(self._key(change.tenant, change.subject), {})[member] = to_us(change.time)
+        for tenant, subject, time_us, member in batch:
+            sets.setdefault(self._key(tenant, subject), {})[member] = time_us
         pipeline = self._client.pipeline(transaction=False)
         for key, members in sets.items():
             pipeline.zadd(key, members)
             pipeline.zremrangebyscore(key, "-inf", f"({max(members.values()) - KEPT_US}")
             pipeline.expire(key, EXPIRY_S)
-        self._call(pipeline.execute)
+        return pipeline
 
     def _read(self, spans: Sequence[tuple[str, str, int, int]]) -> list[list[bytes]]:
         pipeline = self._client.pipeline(transaction=False)
@@ -187,6 +190,7 @@ class RedisContextStore:
             raise
         except RedisError as error:
             self.breaker.failed()
+            self.errors += 1
             raise _unavailable(error) from None
         self.breaker.answered()
         return result
@@ -198,18 +202,16 @@ class _Decoded:
     To decode a change costs several times what it costs to read it.
     """
 
-    def __init__(self, most: int, ttl_s: float, clock_s: Callable[[], float]) -> None:
-        self._most, self._ttl_s, self._clock_s = most, ttl_s, clock_s
+    def __init__(self, most_bytes: int, ttl_s: float, clock_s: Callable[[], float]) -> None:
+        self._most_bytes, self._ttl_s, self._clock_s = most_bytes, ttl_s, clock_s
         self._kept: OrderedDict[bytes, tuple[float, _Entry]] = OrderedDict()
+        self._bytes = 0
         self.hits = self.misses = self.unreadable = 0
-
-    def __len__(self) -> int:
-        return len(self._kept)
 
     def entries(self, members: Iterable[bytes], tenant: str, subject: str) -> list[_Entry]:
         """The entries of a subject's set. What is not one is counted and passed over: Redis is input like any other."""
         now_s = self._clock_s()
-        self._expire(now_s)
+        self._drop_unused_since(now_s - self._ttl_s)
         found = [entry for member in members if (entry := self._entry(member, now_s)) is not None]
         own = [entry for entry in found if (entry.change.tenant, entry.change.subject) == (tenant, subject)]
         self.unreadable += len(found) - len(own)
@@ -228,14 +230,33 @@ class _Decoded:
             self.unreadable += 1
             return None
         self._kept[member] = (now_s, entry)
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        self._bytes += len(member)
+        while self._bytes > self._most_bytes:
+            self._drop_least_used()
         return entry
 
-    def _expire(self, now_s: float) -> None:
-        """Forget what nobody has asked for within the time to live; the longest unused come first."""
-        while self._kept and next(iter(self._kept.values()))[0] <= now_s - self._ttl_s:
-            self._kept.popitem(last=False)
+    def _drop_unused_since(self, time_s: float) -> None:
+        while self._kept and next(iter(self._kept.values()))[0] <= time_s:
+            self._drop_least_used()
+
+    def _drop_least_used(self) -> None:
+        member, _ = self._kept.popitem(last=False)
+        self._bytes -= len(member)
+
+
+def _batches(changes: Iterable[tuple[ChangeEvent, int]]) -> Iterator[list[tuple[str, str, int, bytes]]]:
+    """(tenant, subject, time in microseconds, member) in the batches of one round trip each."""
+    batch: list[tuple[str, str, int, bytes]] = []
+    size = 0
+    for change, seen_us in changes:
+        member = b'{"change":%b,"seen_us":%d}' % (change.to_json(), seen_us)
+        batch.append((change.tenant, change.subject, to_us(change.time), member))
+        size += len(member)
+        if len(batch) == BATCH or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _spans(wanted: Sequence[Question]) -> list[tuple[str, str, int, int]]:

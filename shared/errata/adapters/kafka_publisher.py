@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from errata.errors import Misconfigured
 
-__all__ = ["KafkaSender", "Loss", "Settle", "environment_properties", "sender_properties"]
+__all__ = ["KafkaSender", "Loss", "Settle", "checked_prefix", "environment_properties", "sender_properties"]
 
 VARIABLES = "ERRATA_KAFKA__"
 NOT_OF_CLIENTS = {"replication"}  # read by `errata topics`, unknown to librdkafka
@@ -63,6 +63,8 @@ def environment_properties(environment: Mapping[str, str]) -> dict[str, str]:
     for variable in sorted(name for name in environment if name.startswith(VARIABLES)):
         name, value = variable.removeprefix(VARIABLES).lower(), environment[variable]
         if name.endswith("_file"):
+            if variable.removesuffix("_FILE") in environment:
+                raise Misconfigured(f"{variable}: given twice, as a value and as a file; keep one")
             name, value = name.removesuffix("_file"), _content(variable, Path(value))
         if name in NOT_OF_CLIENTS:
             continue
@@ -73,9 +75,15 @@ def environment_properties(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _content(variable: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise Misconfigured(f"{variable}: the file cannot be read as text ({type(error).__name__})") from None
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError):
+        raise Misconfigured(f"{variable}: the file cannot be read; name a text file this user may read") from None
+
+
+def checked_prefix(prefix: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,100}", prefix):
+        raise Misconfigured("ERRATA_TOPIC_PREFIX: at most 100 letters, digits and ._- , such as acme.")
+    return prefix
 
 
 def sender_properties(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from errata.adapters.kafka.connection import (
     Connection,
     earliest_offsets,
     latest_offsets,
+    metadata,
     partition_counts,
 )
 from errata.adapters.kafka.failures import error_of
@@ -259,13 +260,13 @@ def _replication(connection: Connection, brokers: int) -> int:
 
 
 def _look(connection: Connection, admin: AdminClient, topics: Iterable[str]) -> _Cluster:
-    counts = partition_counts(connection, admin)
-    metadata = _answer(connection, admin, "topics", lambda: admin.list_topics(timeout=ANSWER_TIMEOUT_S))
+    found = metadata(connection, admin)
+    counts = partition_counts(connection, found)
     there = [name for name in topics if name in counts]
     replicas = {
-        name: len(next(iter(metadata.topics[connection.full(name)].partitions.values())).replicas) for name in there
+        name: len(next(iter(found.topics[connection.full(name)].partitions.values())).replicas) for name in there
     }
-    return _Cluster(len(metadata.brokers), counts, replicas, _configs(connection, admin, there))
+    return _Cluster(len(found.brokers), counts, replicas, _configs(connection, admin, there))
 
 
 def _configs(connection: Connection, admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:

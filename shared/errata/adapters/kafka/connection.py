@@ -6,18 +6,20 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # exported all the same
+from confluent_kafka.admin import AdminClient, ClusterMetadata, OffsetSpec  # type: ignore[attr-defined]  # exported all the same
 from confluent_kafka.cimpl import ISOLATION_LEVEL_READ_UNCOMMITTED
 
 from errata.adapters.kafka import config
 from errata.adapters.kafka.failures import Diagnosis, bad_property, error_of, failure
-from errata.errors import ErrataError
+from errata.errors import ErrataError, Misconfigured
 from errata.ports import TopicPartition as Place
 
 ANSWER_TIMEOUT_S = 10.0
+ANSWER_SLICE_S = 2.5
 STATISTICS_INTERVAL_MS = "5000"
 
 OnStats = Callable[[dict[str, Any]], None]
@@ -138,14 +140,22 @@ def _offsets(connection: Connection, admin: AdminClient, places: list[Place], sp
     return found
 
 
-def partition_counts(connection: Connection, admin: AdminClient) -> dict[str, int]:
-    """The topics under the prefix, and how many partitions each has. Asking for all of them creates none."""
-    try:
-        topics = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
-    except KafkaException as error:
-        raise connection.answered(admin, error, "topics") from None
+def partition_counts(connection: Connection, found: ClusterMetadata) -> dict[str, int]:
+    """The topics under the prefix, and how many partitions each has."""
     return {
         name.removeprefix(connection.prefix): len(topic.partitions)
-        for name, topic in topics.items()
+        for name, topic in found.topics.items()
         if name.startswith(connection.prefix) and topic.error is None
     }
+
+
+def metadata(connection: Connection, admin: AdminClient) -> ClusterMetadata:
+    """All brokers and topics; to ask for all creates none. Asked in slices, so that a wrong password is told at once."""
+    deadline_s = monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        try:
+            return admin.list_topics(timeout=ANSWER_SLICE_S)
+        except KafkaException as error:
+            why = connection.answered(admin, error, "topics")
+            if isinstance(why, Misconfigured) or monotonic() > deadline_s:
+                raise why from None

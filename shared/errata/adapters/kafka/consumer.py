@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from errata.adapters.kafka.config import transaction_timeout_ms
 from errata.adapters.kafka.connection import ANSWER_TIMEOUT_S, Connection, OfOneProcess
 from errata.adapters.kafka.failures import PASSING, failure
-from errata.errors import Misconfigured
+from errata.errors import Misconfigured, Unavailable
 from errata.ports import Headers, Offsets, OnPartitions, Record
 from errata.ports import TopicPartition as Place
 
@@ -65,6 +65,8 @@ class KafkaConsumer(OfOneProcess):
 
     def poll(self, most: int, timeout_s: float = 0.0) -> list[Record]:
         self._check()
+        if self._failed:
+            raise Unavailable(f"group {self._group}: this member failed before; start the process again")
         try:
             return self._poll(most, timeout_s)
         except BaseException:
@@ -133,8 +135,8 @@ class KafkaConsumer(OfOneProcess):
         self._closed = True
         if self._leaves() and not self._failed:
             self._leave()
-        self._held = set()
         self._client.close()
+        self._held = set()
 
     def group_metadata(self) -> Any:
         """Which member of which generation this is: what lets the group refuse offsets of a member it replaced."""
@@ -178,7 +180,7 @@ class KafkaConsumer(OfOneProcess):
 
     def _assigned(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         places = self._places(partitions)
-        if not places:
+        if self._closed or not places:
             client.incremental_assign([])
             return
         try:

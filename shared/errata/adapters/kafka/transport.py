@@ -5,7 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from confluent_kafka.admin import AdminClient
 
 from errata.adapters.kafka import config
-from errata.adapters.kafka.connection import Connection, OnStats, latest_offsets, partition_counts
+from errata.adapters.kafka.connection import (
+    Connection,
+    OfOneProcess,
+    OnStats,
+    latest_offsets,
+    metadata,
+    partition_counts,
+)
 from errata.adapters.kafka.consumer import KafkaConsumer, MissingOffsets
 from errata.adapters.kafka.producer import KafkaProducer
 from errata.adapters.kafka.reader import Readers
@@ -52,7 +59,7 @@ class KafkaTransport:
 
     def partitions(self, topic: str) -> int:
         if topic not in self._counts:
-            self._counts = partition_counts(self._connection, self._admin_client())
+            self._counts = partition_counts(self._connection, metadata(self._connection, self._admin_client()))
         try:
             return self._counts[topic]
         except KeyError:
@@ -121,7 +128,9 @@ class KafkaTransport:
 
     def _admin_client(self) -> AdminClient:
         if self._admin is None:
+            self._process = OfOneProcess()
             self._admin = self._connection.admin()
+        self._process.check_process()
         return self._admin
 
     def _reading(self) -> Readers:

@@ -30,7 +30,6 @@ from errata.domain.catalogue.cases import (
     case_of,
     closed_at,
     content_hash,
-    machine_document,
     search_text,
     short_id,
     shown_case,
@@ -283,26 +282,23 @@ class _Held:
     document: Fields | None = None
     content_hash: str = ""
     case: FailureCase | None = None
+    said: Fields | None = None  # the whole case as plain data; made once, it is hashed, compared and stored
 
     def take(self, tagged: TaggedCase) -> Revision | None:
         """The revision that ``tagged`` makes; None when it is not newer or says nothing new."""
         if tagged.episode.seq <= self.seq:
             return None
         case = case_of(tagged, self.short_id, instant(self.opened_at_us), closed_at(tagged), self.rev + 1)
-        document = machine_document(case)
+        said = case.model_dump(mode="json", by_alias=True, exclude_none=True)
+        document = without_peoples_fields(said)
         hash_ = content_hash(document)
         if hash_ == self.content_hash:
             return None
         patch = patch_between(self.document or {}, document)
         if self.document is None:
             patch["status"] = case.status
-        self.seq, self.rev, self.document, self.content_hash, self.case = (
-            tagged.episode.seq,
-            case.rev,
-            document,
-            hash_,
-            case,
-        )
+        self.seq, self.rev, self.document, self.content_hash = tagged.episode.seq, case.rev, document, hash_
+        self.case, self.said = case, said
         reason = f"episode {tagged.episode.state}, seq {tagged.episode.seq}"
         return Revision(self.case_id, self.rev, to_us(tagged.time), MACHINE, reason, hash_, patch)
 
@@ -332,7 +328,7 @@ class _Held:
             "fingerprint": _text(case.fingerprint.value),
             "search": search_text(case),
             "content_hash": self.content_hash,
-            "body": case.to_json().decode(),
+            "body": _text(self.said),
         }
 
     def _taken(self) -> FailureCase:
