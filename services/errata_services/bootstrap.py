@@ -140,8 +140,8 @@ def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -
             on_stats=lambda statistics: holder[0].on_statistics(statistics) if holder else None,
         )
         stack.callback(transport.close)
-        redaction_key = _derived(key, b"redaction")
-        cipher, decoder = Aead(_derived(key, b"dead letters")), MsgspecDecoder(redaction_key)
+        redaction_key = derived_key(key, b"redaction")
+        cipher, decoder = Aead(derived_key(key, b"dead letters")), MsgspecDecoder(redaction_key)
         holder.append(ServiceParts(transport, cipher, redaction_key, decoder, telemetry, health))
         stack.callback(health.draining)
         yield holder[0]
@@ -185,7 +185,7 @@ def _kafka_secrets(settings: ServiceSettings) -> list[str]:
     return [value for name, value in settings.kafka.items() if "password" in name or name.endswith((".pem", "secret"))]
 
 
-def _derived(secret: str, purpose: bytes) -> bytes:
+def derived_key(secret: str, purpose: bytes) -> bytes:
     """A key of 32 bytes for one purpose."""
     return blake2b(secret.encode(), digest_size=KEY_BYTES, key=b"errata " + purpose).digest()
 

@@ -71,7 +71,12 @@ def _enricher(settings: ServiceSettings, parts: ServiceParts) -> _Made:
         return contracts.get(tenant, model)
 
     stage = Enricher(context_store(settings), parts.transport, contract_of, parts.redaction_key)
-    return _worker(stage, settings, parts), parts.health.tick
+
+    def tick() -> None:
+        parts.health.tick()
+        stage.prepare(())  # what could not be stored is tried again also while nothing comes
+
+    return _worker(stage, settings, parts), tick
 
 
 def _tagger(settings: ServiceSettings, parts: ServiceParts) -> _Made:
@@ -80,6 +85,7 @@ def _tagger(settings: ServiceSettings, parts: ServiceParts) -> _Made:
 
 def _writer(settings: ServiceSettings, parts: ServiceParts) -> _Made:
     catalogue = service_catalogue(settings, WRITER)
+    catalogue.check()
     loop = CatalogWriterWorker(
         parts.transport,
         catalogue,

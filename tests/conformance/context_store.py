@@ -123,7 +123,11 @@ class ContextStoreSuite(ABC):
         assert store.fill([[(change(2, "a"), 1), (change(3, "b"), 1)], [], [(change(4, "c"), 1)]]) == 3
         assert ids(store.between([question(0, 9)])[0]) == ["live", "a", "b", "c"]
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=25,
+        deadline=None,  # one test in several classes, each with a store of its own: differing executors
+        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+    )
     @given(
         seen=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8), st.sampled_from(["a", "b"])), max_size=30),
         asked=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=8),

@@ -33,15 +33,17 @@ from errata.contracts.topics import (
     TAGGED,
 )
 from errata.domain.catalogue.queries import CaseQuery
-from errata.ports import Outgoing, Record, TopicPartition
+from errata.ports import Outgoing, Producer, Record, TopicPartition
 from errata.runtime.crash_points import VARIABLE
-from errata_services.bootstrap import publish_tables
+from errata_services.bootstrap import derived_key, publish_tables
 from errata_services.dev.processes import free_port
 
 INPUTS: Mapping[str, tuple[str, ...]] = dict(
     zip(STAGES, ((PREDICTIONS, OUTCOMES), (ANOMALIES, CHANGES), (ENRICHED,), (TAGGED,)), strict=True)
 )
 WAIT_S, POLL_S = 120.0, 0.3
+SECRET = "a key of thirty-two characters and more"
+REDACTION_KEY = derived_key(SECRET, b"redaction")
 KILLED = -signal.SIGKILL
 
 
@@ -85,7 +87,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         self.transport = KafkaTransport(self.properties, topic_prefix=self.prefix)
-        self._admin = AdminClient(self.properties)
+        self._admin = AdminClient(dict(self.properties))
 
     # Services.
 
@@ -197,10 +199,7 @@ class Chain:
             self.until(lambda stage=stage: not self.unread(stage), f"{stage} has read all", timeout_s)  # type: ignore[misc]
 
 
-def _commit(producer: object, batch: list[Outgoing]) -> int:
-    from errata.adapters.kafka import KafkaProducer
-
-    assert isinstance(producer, KafkaProducer)
+def _commit(producer: Producer, batch: list[Outgoing]) -> int:
     producer.begin()
     for record in batch:
         producer.produce(record)
@@ -228,7 +227,7 @@ def chain_on(folder: Path, kafka_address: str, redis_url: str, database: str) ->
         "ERRATA_TOPIC_PREFIX": prefix,
         "ERRATA_REDIS_URL": redis_url,
         "ERRATA_DATABASE_URL": database,
-        "ERRATA_KEY": "a key of thirty-two characters and more",
+        "ERRATA_KEY": SECRET,
     }
     made = Chain(folder, environment, properties, prefix, database)
     try:

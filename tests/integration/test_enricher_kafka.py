@@ -119,10 +119,10 @@ def test_a_change_one_member_reads_is_told_by_the_other_and_an_outage_loses_noth
 ) -> None:
     with closing(cluster.store()) as one, closing(cluster.store()) as two:
         members = [cluster.member("0", one), cluster.member("1", two)]
-        for partition in range(12):  # whoever has them
+        run(lambda: all(member._consumer.assignment() for member in members), *members)
+        for partition in range(12):
             cluster.publish(ANOMALIES, found(), partition=partition)
         run(lambda: len(cluster.told()) == 12, *members)
-        assert all(member._consumer.assignment() for member in members)
         assert {entry.name for told in cluster.told() for entry in told.context} == {"changes"}
         own_redis.stop()
         for partition in range(12):

@@ -75,16 +75,15 @@ def write(transport: KafkaTransport, *values: str, topic: str = "log", key: byte
     producer.close()
 
 
-def begin_open(transport: KafkaTransport, value: str) -> KafkaProducer:
-    """A transaction that stays open, with one record that the broker has."""
-    end = transport.end_offset(LOG)
+def begin_open(transport: KafkaTransport, value: str, at: int) -> KafkaProducer:
+    """A transaction that stays open, with one record that the broker has at offset ``at``."""
     producer = transport.producer(f"open-{uuid4().hex}")
     producer.begin()
     producer.produce(Outgoing("log", b"k", value.encode(), partition=0))
-    for _ in range(10_000):
-        if transport.end_offset(LOG) > end:
-            return producer
-    raise AssertionError("the record never reached the broker")
+    deadline_s = monotonic() + 10
+    while transport.end_offset(LOG) <= at:
+        assert monotonic() < deadline_s, "the record never reached the broker"
+    return producer
 
 
 def texts(records: Iterator[Record] | list[Record]) -> list[str]:
@@ -186,13 +185,13 @@ def test_names_at_the_broker_carry_the_prefix_and_records_do_not(place: Place) -
 def test_read_at_gives_none_for_what_is_not_there(place: Place) -> None:
     transport = place.transport()
     write(transport, "a", "b")  # 0, 1, and a marker at 2
-    begin_open(transport, "aborted").abort()  # 3, marker at 4
+    begin_open(transport, "aborted", at=3).abort()  # 3, marker at 4
     write(transport, *(str(number) for number in range(1_500)))  # 5 to 1504
     found = transport.read_at(LOG, [1, 2, 3, 4, 5, 1_504, 700, 9_999, -1, 1])
     assert [record and (record.value or b"").decode() for record in found] == [
         "b", None, None, None, "0", "1499", "695", None, None, "b",
     ]  # fmt: skip
-    begin_open(transport, "open")
+    begin_open(transport, "open", at=1_506)
     end = transport.end_offset(LOG)
     assert transport.read_at(LOG, [end, end - 1, 1_504])[:2] == [None, None]
     delete_before(place, 5)
@@ -239,7 +238,7 @@ def admin_set(place: Place, topic: str, settings: Mapping[str, str]) -> None:
 def test_a_restore_waits_for_the_transaction_that_is_open_at_its_start(place: Place, commit: bool) -> None:
     transport = place.transport()
     write(transport, "before")
-    producer = begin_open(transport, "open")
+    producer = begin_open(transport, "open", at=2)
     reading, rest = transport.read_from(LOG), list[Record]()
     assert texts([next(reading)]) == ["before"]
     thread = threading.Thread(target=lambda: rest.extend(reading), daemon=True)
@@ -255,7 +254,7 @@ def test_a_restore_waits_for_the_transaction_that_is_open_at_its_start(place: Pl
 def test_a_restore_behind_a_transaction_that_never_ends_says_so(place: Place) -> None:
     writer = place.transport({"transaction.timeout.ms": "60000"})
     write(writer, "before")
-    begin_open(writer, "hangs")
+    begin_open(writer, "hangs", at=2)
     with pytest.raises(Unavailable, match=r"^hanging_transaction: log partition 0 stands at 2, its end is 3") as error:
         list(place.transport({"transaction.timeout.ms": "1000"}).read_from(LOG))
     one_line(error)
@@ -362,11 +361,9 @@ def test_a_transaction_that_outlived_its_time_is_no_fence(broker: KafkaServer) -
     producer = transport.producer("slow")
     producer.begin()
     producer.produce(Outgoing("log", b"k", b"late", partition=0))
-    for _ in range(1_000):  # until the broker has aborted it
-        if transport.end_offset(LOG) == 2:
-            break
-    else:
-        raise AssertionError("the broker does not end the transaction")
+    deadline_s = monotonic() + 60
+    while transport.end_offset(LOG) < 2:  # until the broker has aborted it and written so
+        assert monotonic() < deadline_s, "the broker does not end the transaction"
     with pytest.raises(Unavailable, match=r"slow: commit: the transaction took longer than 1 s") as error:
         producer.commit()
     one_line(error)
@@ -503,18 +500,11 @@ def end(producer: KafkaProducer) -> None:
 def test_a_broker_that_dies_in_a_transaction_ends_the_producer(broker: KafkaServer) -> None:
     """Last: it stops the broker of this module."""
     place = Place({"bootstrap.servers": broker.address})
-    transport = place.transport({"transaction.timeout.ms": "3000"})
-    producer = transport.producer("writer")
-    producer.begin()
-    producer.produce(Outgoing("log", b"k", b"sent", partition=0))
+    producer = begin_open(place.transport(), "sent", at=0)
     broker.kill()
     with pytest.raises(Unavailable) as error:
         end(producer)
     one_line(error)
     with pytest.raises(Unavailable, match="start the process again"):
         producer.begin()
-    broker.restart()
-    again = place.transport()
-    again.producer("writer")  # ends what its predecessor left open
-    assert texts(again.read_from(LOG)) == []
     place.close()

@@ -313,13 +313,23 @@ def _execute(connection: Connection, admin: AdminClient, plan: _Plan) -> None:
         futures = admin.incremental_alter_configs([resource], request_timeout=ANSWER_TIMEOUT_S)
         for future in futures.values():
             _answer(connection, admin, f"settings of {name}", future.result)
-    made = [place for new in plan.create for place in _places_of(connection, new)]
-    _settled(lambda: earliest_offsets(connection, admin, made))
+    _settled(partial(_led, connection, admin, plan.create))
     for group, places in plan.offsets.items():
-        _settled(partial(_set_offsets, connection, admin, group, places))
+        _settled(partial(_set_offsets, connection, group, places))
 
 
-def _set_offsets(connection: Connection, admin: AdminClient, group: str, places: list[Place]) -> Offsets:
+def _led(connection: Connection, admin: AdminClient, made: Sequence[NewTopic]) -> None:
+    """Raises ``Unavailable`` unless each partition of the topics has a leader."""
+    topics = metadata(connection, admin).topics
+    for new in made:
+        partitions = topics[new.topic].partitions.values() if new.topic in topics else []
+        if sum(1 for partition in partitions if partition.leader >= 0) < new.num_partitions:
+            bare = new.topic.removeprefix(connection.prefix)
+            raise Unavailable(f"{bare}: was made, but not all of its partitions have a leader; apply again")
+
+
+def _set_offsets(connection: Connection, group: str, places: list[Place]) -> Offsets:
+    admin = connection.admin()  # one that once saw a topic without leaders remembers it for long
     starts = earliest_offsets(connection, admin, places)
     request = ConsumerGroupTopicPartitions(
         connection.full(group), [connection.at(place, starts[place]) for place in places]
@@ -336,11 +346,6 @@ def _set_offsets(connection: Connection, admin: AdminClient, group: str, places:
         if partition.error is not None:
             raise connection.answered(admin, KafkaException(partition.error), doing)
     return starts
-
-
-def _places_of(connection: Connection, new: NewTopic) -> list[Place]:
-    name = new.topic.removeprefix(connection.prefix)
-    return [(name, number) for number in range(new.num_partitions)]
 
 
 def _settled(act: Callable[[], object]) -> None:

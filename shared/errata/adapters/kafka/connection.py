@@ -150,7 +150,7 @@ def partition_counts(connection: Connection, found: ClusterMetadata) -> dict[str
 
 
 def metadata(connection: Connection, admin: AdminClient) -> ClusterMetadata:
-    """All brokers and topics; to ask for all creates none. Asked in slices, so that a wrong password is told at once."""
+    """All brokers and topics; to ask for all creates none. In slices, so that a wrong password is told at once."""
     deadline_s = monotonic() + ANSWER_TIMEOUT_S
     while True:
         try:

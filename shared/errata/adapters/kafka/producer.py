@@ -108,7 +108,8 @@ class KafkaProducer(OfOneProcess):
             self._in_doubt = True  # whatever comes of the abort, nobody waits long for it
             self.abort()
         self._closed = True
-        with suppress(KafkaException):  # of a fatal error that was raised before, or that nobody waits for any more
+        # It aborts by itself and fails where we did before; without an answer the binding raises SystemError.
+        with suppress(KafkaException, SystemError):
             self._client.close()
 
     def _enqueue(self, record: Outgoing, partition: int) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import sqlalchemy as sa
@@ -44,6 +45,7 @@ SCHEMAS = ("c0001", "c0002")  # the migrations, oldest first; a test compares th
 SCHEMA = SCHEMAS[-1]
 MACHINE = "errata"  # the actor of every revision that the chain makes
 _MIGRATIONS = Path(__file__).with_name("migrations")
+_ALEMBIC = Lock()  # it keeps the migration that runs in a global, so one thread of this process at a time
 _IN_CHUNK = 500  # ids in one IN (…), well under every database's limit of parameters
 _SUGGEST_FROM = 2_000  # newest short ids looked at for a suggestion
 _SHORTEST_PREFIX = 8  # characters of a case id that may stand for it
@@ -529,4 +531,5 @@ def _upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        command.upgrade(config, "head")
