@@ -5,7 +5,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help init demo check test lint schemas bench clean
+.PHONY: help init demo check test lint schemas dashboards bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ test: lint  ## everything there is to test: also real servers, whole demo stream
 
 schemas: $(BIN)/.ready  ## write schemas/ from the contracts
 	$(BIN)/python tools/make_schemas.py
+
+dashboards: $(BIN)/.ready  ## write deploy/grafana/dashboards from the code
+	$(BIN)/python tools/make_dashboards.py
 
 bench: $(BIN)/.ready  ## quality and speed beside ceilings, in one run; fails below a goal
 	$(BIN)/python tests/benchmarks/run.py

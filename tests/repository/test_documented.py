@@ -96,10 +96,19 @@ def test_every_command_in_readme_can_be_typed() -> None:
     assert unknown_commands(README, COMMANDS) == set()
 
 
+def single(names: set[str]) -> set[str]:
+    """Variables without those of two families: properties of the Kafka client, and files that hold a value."""
+    bare = {name.removesuffix(settings.FILE_SUFFIX) for name in names}
+    return {name for name in bare if not f"{name}__".startswith(settings.KAFKA_PREFIX)}
+
+
 def test_every_variable_stands_in_readme_and_exists() -> None:
-    offered = variables_of_code()
+    offered = single(variables_of_code())
     assert undocumented(offered, README) == set()
-    assert set(VARIABLE.findall(README)) - offered == set()
+    assert single(set(VARIABLE.findall(README))) - offered == set()
+    assert {f"{settings.KAFKA_PREFIX}…", f"{settings.KAFKA_PREFIX}REPLICATION", settings.FILE_SUFFIX} <= words_of_code(
+        README
+    )
 
 
 def test_every_make_target_in_readme_exists() -> None:

@@ -75,6 +75,7 @@ def test_wheel_holds_exactly_the_two_packages_and_the_schemas(installed: Path) -
         _files(ROOT / "shared" / "errata", "errata")
         | _files(ROOT / "services" / "errata_services", "errata_services")
         | _files(ROOT / "schemas", "errata/_schemas")
+        | _files(ROOT / "deploy" / "kafka", "errata_services/dev/kafka")
     )
     packed = _files(installed, "")
     assert {name.lstrip("/") for name in packed if about not in name} == wanted

@@ -1,4 +1,4 @@
-"""``errata dev up|down|status``: real servers on your own machine, without containers."""
+"""``errata dev up|down|status``: the chain and its servers on your own machine, without containers."""
 
 import sys
 from collections.abc import Mapping
@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from errata.adapters.kafka import apply_topics
 from errata.contracts import canonical
+from errata.contracts.topics import STAGES
+from errata.settings import read_service_settings
+from errata_services.bootstrap import service_catalogue
 from errata_services.dev import workplace
+from errata_services.dev.processes import free_port
 
-app = typer.Typer(no_args_is_help=True, help="Kafka, Redis and PostgreSQL on this machine, from installed programs.")
+app = typer.Typer(no_args_is_help=True, help="The chain with its servers on this machine, from installed programs.")
 
 Data = Annotated[Path | None, typer.Option("--data", help="Their data folder; dev in the platform's by default.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of lines; without passwords.")]
@@ -20,17 +25,38 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of l
 def up(
     data: Data = None,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background; down ends it.")] = False,
+    servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, Redis and PostgreSQL alone.")] = False,
 ) -> None:
-    """Start the servers and print their addresses for a shell: eval "$(errata dev up --detach)".
+    """Start Kafka, Redis, PostgreSQL and the four services, and print their addresses for a shell.
 
-    Without --detach they run until Ctrl-C. Data and ports stay the same from one time to the next.
+    In a shell: eval "$(errata dev up --detach)". Without --detach they run until Ctrl-C. Topics and tables are made.
+    Data and ports of the servers stay the same from one time to the next.
     """
     folder = data or workplace.default_folder()
     if detach:
-        _put_exports(workplace.up_detached(folder).environment)
+        command = [sys.executable, "-m", "errata_services.cli", "dev", "up", "--data", str(folder)]
+        _put_exports(workplace.up_detached(folder, command + ["--servers-only"] * servers_only).environment)
         return
     _say(f"starting Kafka, Redis and PostgreSQL in {folder}")
-    workplace.up(folder, announce=_announce, say=_say)
+    commands = [] if servers_only else [_command(name) for name in STAGES]
+    workplace.up(folder, commands=commands, announce=_announce if servers_only else _prepare, say=_say)
+
+
+def _command(service: str) -> list[str]:
+    """A service with a port of its own for health and metrics."""
+    port = free_port()
+    _say(f"{service}: health and metrics on http://127.0.0.1:{port}")
+    return ["env", f"ERRATA_HTTP_PORT={port}", sys.executable, "-m", "errata_services.cli", "run", service]
+
+
+def _prepare(environment: Mapping[str, str]) -> None:
+    """Topics and tables for the services, which start when this is done."""
+    settings = read_service_settings(environment)
+    apply_topics(settings.kafka, settings.topic_prefix)
+    catalogue = service_catalogue(settings, "migrate")
+    catalogue.migrate()
+    catalogue.close()
+    _announce(environment)
 
 
 @app.command()

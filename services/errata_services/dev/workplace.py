@@ -3,10 +3,10 @@
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -30,6 +30,7 @@ STATE_FILE = "dev.json"
 PORTS_FILE = "ports.json"
 LOCK_FILE = "dev.lock"
 LOG_FILE = "dev.log"
+KEY_FILE = "errata.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,11 @@ def up(
             if stop.is_set():
                 return
             servers[name] = stack.enter_context(start())
-        environment = _environment(servers)
+        environment = _environment(servers, folder)
         supervisor = Supervisor(commands, environment, folder, say)
         stack.callback(supervisor.stop)
-        _write_state(folder, servers, environment)
         announce(environment)
+        _write_state(folder, servers, environment)
         while not stop.is_set():
             for name, server in servers.items():
                 if not server.running:
@@ -90,13 +91,13 @@ def up(
             stop.wait(TICK_S)
 
 
-def up_detached(folder: Path) -> Status:
-    """The same in a process of its own; returns when all servers answer. Idempotent."""
+def up_detached(folder: Path, command: Sequence[str]) -> Status:
+    """Run ``command``, which calls `up` on ``folder``, in the background; returns when all is ready. Idempotent."""
     folder = made(folder)
     if not status(folder).running:
         with (folder / LOG_FILE).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "errata_services.dev", str(folder)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -201,8 +202,12 @@ def _last_ports(folder: Path) -> dict[str, int]:
     return {name: port for name, port in kept.items() if not listening(port)}
 
 
-def _environment(servers: Mapping[str, Server]) -> dict[str, str]:
+def _environment(servers: Mapping[str, Server], folder: Path) -> dict[str, str]:
+    key = folder / KEY_FILE
+    if not key.exists():
+        write_private(key, secrets.token_urlsafe(48))
     return {
+        "ERRATA_KEY_FILE": str(key),
         "ERRATA_KAFKA__BOOTSTRAP_SERVERS": servers["kafka"].address,
         "ERRATA_REDIS_URL": servers["redis"].url,
         "ERRATA_DATABASE_URL": servers["postgres"].url,
