@@ -15,6 +15,10 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
+from errata.adapters.sql import SqlCatalogue
+from errata.client import KafkaPublisher
+from errata.contracts import FailureCase
+from errata.domain.catalogue.queries import CaseQuery
 from errata.errors import Misconfigured, NotFound
 from errata_services.cli.dev import app
 from errata_services.dev import workplace
@@ -47,10 +51,15 @@ def test_up_in_the_background_then_status_and_down(folder: Path) -> None:
     runner = CliRunner()
     data = ["--data", str(folder)]
     assert json.loads(runner.invoke(app, ["status", "--json", *data]).stdout)["running"] is False
-    done = runner.invoke(app, ["up", "--detach", *data], catch_exceptions=False)
+    done = runner.invoke(app, ["up", "--detach", "--servers-only", *data], catch_exceptions=False)
     try:
         environment = dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
-        assert sorted(environment) == ["ERRATA_DATABASE_URL", "ERRATA_KAFKA__BOOTSTRAP_SERVERS", "ERRATA_REDIS_URL"]
+        assert sorted(environment) == [
+            "ERRATA_DATABASE_URL",
+            "ERRATA_KAFKA__BOOTSTRAP_SERVERS",
+            "ERRATA_KEY_FILE",
+            "ERRATA_REDIS_URL",
+        ]
         with Redis.from_url(environment["ERRATA_REDIS_URL"]) as client:
             assert client.ping()
         with psycopg.connect(environment["ERRATA_DATABASE_URL"]) as connection:
@@ -66,7 +75,7 @@ def test_up_in_the_background_then_status_and_down(folder: Path) -> None:
         password = environment["ERRATA_DATABASE_URL"].split(":")[2].split("@")[0]
         assert password not in said.stdout
         assert (folder / "dev.json").stat().st_mode & 0o077 == 0
-        again = runner.invoke(app, ["up", "--detach", *data], catch_exceptions=False)
+        again = runner.invoke(app, ["up", "--detach", "--servers-only", *data], catch_exceptions=False)
         assert again.stdout == done.stdout
         with pytest.raises(Misconfigured, match="up already"):
             workplace.up(folder, announce=print, say=print)
@@ -77,6 +86,34 @@ def test_up_in_the_background_then_status_and_down(folder: Path) -> None:
     assert runner.invoke(app, ["status", *data]).exit_code == 1
     with pytest.raises(NotFound, match="errata dev up"):
         workplace.down(folder)
+
+
+def test_up_runs_the_whole_chain(folder: Path) -> None:
+    runner = CliRunner()
+    done = runner.invoke(app, ["up", "--detach", "--data", str(folder)], catch_exceptions=False)
+    try:
+        environment = dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
+        with KafkaPublisher(environment["ERRATA_KAFKA__BOOTSTRAP_SERVERS"]) as publisher:
+            publisher.prediction(model="fraud", status={"code": "timeout"})
+        deadline_s = time.monotonic() + 60
+        while not cases(environment["ERRATA_DATABASE_URL"]):
+            logs = "\n".join(log.read_text() for log in folder.glob("*.log"))
+            assert time.monotonic() < deadline_s, f"no case came\n{logs}"
+            os.sched_yield()
+    finally:
+        pid = workplace.status(folder).pid
+        assert runner.invoke(app, ["down", "--data", str(folder)], catch_exceptions=False).exit_code == 0
+    assert pid is not None
+    _, end = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(end) == 0
+
+
+def cases(database: str) -> list[FailureCase]:
+    catalogue = SqlCatalogue(database)
+    try:
+        return catalogue.cases(CaseQuery())
+    finally:
+        catalogue.close()
 
 
 def test_up_in_the_foreground_runs_the_services_until_it_is_stopped_and_keeps_data_and_ports(folder: Path) -> None:

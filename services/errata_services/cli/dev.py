@@ -38,8 +38,11 @@ def up(
         _put_exports(workplace.up_detached(folder, command + ["--servers-only"] * servers_only).environment)
         return
     _say(f"starting Kafka, Redis and PostgreSQL in {folder}")
-    commands = [] if servers_only else [_command(name) for name in STAGES]
-    workplace.up(folder, commands=commands, announce=_announce if servers_only else _prepare, say=_say)
+    if servers_only:
+        workplace.up(folder, announce=_announce, say=_say)
+    else:
+        commands = [_command(name) for name in STAGES]
+        workplace.up(folder, commands=commands, prepare=_prepare, announce=_announce, say=_say)
 
 
 def _command(service: str) -> list[str]:
@@ -56,7 +59,6 @@ def _prepare(environment: Mapping[str, str]) -> None:
     catalogue = service_catalogue(settings, "migrate")
     catalogue.migrate()
     catalogue.close()
-    _announce(environment)
 
 
 @app.command()

@@ -63,11 +63,13 @@ def up(
     folder: Path,
     *,
     commands: Sequence[Sequence[str]] = (),
+    prepare: Callable[[Mapping[str, str]], None] = lambda environment: None,
     announce: Callable[[Mapping[str, str]], None],
     say: Callable[[str], None],
 ) -> None:
     """Run the servers, and ``commands`` with their addresses in the environment, until SIGINT or SIGTERM.
 
+    ``prepare`` runs when the servers answer, before anybody is told that they do and before the commands start.
     Only from the main thread. Raises ``Misconfigured`` when the folder is in use, ``Unavailable`` when a server ends.
     """
     folder = made(folder)
@@ -81,8 +83,9 @@ def up(
         environment = _environment(servers, folder)
         supervisor = Supervisor(commands, environment, folder, say)
         stack.callback(supervisor.stop)
-        announce(environment)
+        prepare(environment)
         _write_state(folder, servers, environment)
+        announce(environment)
         while not stop.is_set():
             for name, server in servers.items():
                 if not server.running:
