@@ -92,12 +92,20 @@ class Chain:
     # Services.
 
     def start(self, name: str, instance: str = "0", **environment: str) -> Service:
+        return self._start([sys.executable, "-m", "errata_services.cli", "run", name], name, instance, environment)
+
+    def start_broken(self, kind: str, name: str, **environment: str) -> Service:
+        """A service of ``broken_service``."""
+        script = Path(__file__).with_name("broken_service.py")
+        return self._start([sys.executable, str(script), kind, name], name, "0", environment)
+
+    def _start(self, command: list[str], name: str, instance: str, environment: Mapping[str, str]) -> Service:
         port = free_port()
         log = self.folder / f"{name}-{instance}-{uuid4().hex[:6]}.log"
-        own = {"ERRATA_INSTANCE": instance, "ERRATA_HTTP_PORT": str(port)} | environment
+        own = {"ERRATA_INSTANCE": instance, "ERRATA_HTTP_PORT": str(port), **environment}
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "errata_services.cli", "run", name],
+                command,
                 env={**_bare_environment(), **self.environment, **own},
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -156,9 +156,7 @@ def test_an_error_is_one_line_and_the_exit_code_of_its_class(
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 78
-    assert capsys.readouterr().err.splitlines() == [
-        "errata: run: name one service, or say --embedded --input FILE"
-    ]
+    assert capsys.readouterr().err.splitlines() == ["errata: run: name one service, or say --embedded --input FILE"]
 
 
 def test_the_version_and_the_help() -> None:

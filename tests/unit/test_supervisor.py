@@ -96,7 +96,7 @@ def test_services_get_the_addresses_and_end_with_the_supervisor(tmp_path: Path) 
     script.write_text("import os, time\nprint(os.environ['ERRATA_REDIS_URL'], flush=True)\ntime.sleep(600)\n")
     command = [sys.executable, str(script)]
     with supervised(tmp_path, command, command, ERRATA_REDIS_URL="redis://here") as (supervisor, said):
-        logs = [service.log for service in supervisor.services]
+        logs = [service.log for service in supervisor.services if service.log is not None]
         assert [log.name for log in logs] == ["service-py-1.log", "service-py-2.log"]
         tick_until(supervisor, 0.0, lambda: all(log.exists() and log.read_text() == "redis://here\n" for log in logs))
         processes = [service.process for service in supervisor.services]

@@ -237,7 +237,7 @@ def test_killed_process_goes_on_from_its_journal(point: str, tmp_path: Path) -> 
 class OffsetsFirst(Worker):
     """The weaker mode of the negative control: commits its offsets in a transaction of their own, first."""
 
-    def _transact(self, judged: Any) -> Receipt:
+    def _transact(self, judged: Any) -> tuple[Receipt, list[Outgoing]]:
         self._producer.begin()
         offsets: Offsets = {(record.topic, record.partition): record.offset + 1 for record in judged.records}
         self._producer.send_offsets(offsets, self._consumer)

@@ -1,0 +1,176 @@
+"""Four processes on real Kafka, killed at every crash point: cases and state are those of a run without a kill."""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.benchmarks.bench_models import EXPECTED, fault
+from tests.benchmarks.events import START_US
+from tests.benchmarks.stages import Stream
+from tests.integration.chain import KILLED, REDACTION_KEY, Chain, armed, chain_on
+from tests.integration.test_chain import differences, timeless
+from tests.pipeline.chain_builder import batches, cases_of, chain, chain_parts
+
+from errata.contracts import Contract, Reference
+from errata.contracts.strict import EPOCH
+from errata.contracts.topics import PARTITIONS, STAGES, state_topic
+from errata.domain.array_codec import unpack_arrays
+from errata.domain.detection import state as at
+from errata.ports import Transport
+from errata.runtime import crash_points
+from errata.runtime.changelog import entries_of, read_records
+from errata_services import catalog_writer
+
+pytestmark = [pytest.mark.servers, pytest.mark.whole]
+
+MODELS, CLEAN, FAILING = 25, 800, 1_200  # events of each model: 50,000 in all
+DETECTOR, ENRICHER, TAGGER, WRITER = STAGES
+POINTS = dict.fromkeys(STAGES[:3], crash_points.POINTS) | {WRITER: catalog_writer.POINTS}
+IN_TRANSACTION = {
+    crash_points.MID_PRODUCE,
+    crash_points.AFTER_PRODUCE,
+    crash_points.AFTER_OFFSETS,
+    *catalog_writer.POINTS[:2],
+}
+SMALL = {DETECTOR: "400", ENRICHER: "4", TAGGER: "4", WRITER: "4"}  # records of a batch, so that there are many
+KILL_S = 90.0
+_TIME = re.compile(rb'"time":"[^"]+"')
+
+Story = tuple[list[bytes], list[Contract | Reference], list[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Lines with a fault in each model, its contracts and references, and the cases and state they lead to."""
+    stream = Stream(MODELS)
+    tables: list[Contract | Reference] = []
+    for _, contract, reference in stream.tables():
+        tables += [contract, reference]
+    records = stream.take(MODELS * CLEAN)
+    stream.fault = fault
+    records += stream.take(MODELS * FAILING)
+    lines = [_timed(at, record.value or b"") for at, record in enumerate(records)]
+    with chain_parts(tmp_path_factory.mktemp("story"), *tables, key=REDACTION_KEY) as parts:
+        embedded = chain(parts, 5_000)
+        embedded.feed(batches(lines, 5_000))
+        cases = sorted(map(timeless, cases_of(parts)), key=lambda case: str(case["case_id"]))
+        return lines, tables, cases, state_of(parts.transport)
+
+
+def _timed(at: int, line: bytes) -> bytes:
+    """An event each 30 ms: a model's windows, of outcomes too, are full before its age would close it, which needs ticks."""
+    time = EPOCH + timedelta(microseconds=START_US + at * 30_000)
+    return _TIME.sub(
+        time.strftime('"time":"%Y-%m-%dT%H:%M:%S.').encode() + b'%03dZ"' % (time.microsecond // 1000), line
+    )
+
+
+@pytest.fixture
+def four(tmp_path: Path, kafka_address: str, redis_url: str, postgres_database: str, story: Story) -> Iterator[Chain]:
+    with chain_on(tmp_path, kafka_address, redis_url, postgres_database) as made:
+        made.apply(*story[1])
+        yield made
+
+
+def test_the_story_is_one_case_for_each_planted_failure_and_most_show_in_windows_only(story: Story) -> None:
+    cases = story[2]
+    assert sorted(case["model"]["name"] for case in cases) == sorted({case["model"]["name"] for case in cases})
+    assert len(cases) == MODELS
+    assert sum(kind != "bad_status" for kind in EXPECTED) / len(EXPECTED) >= 0.5
+
+
+def test_without_a_kill_the_processes_give_the_same(four: Chain, story: Story) -> None:
+    lines, _, wanted, state = story
+    four.publish(lines)
+    four.start_all()
+    four.until_drained()
+    assert_equal(four, wanted)
+    found = differences(state_of(four.transport), state)
+    assert not found, "\n".join(found[:20])
+
+
+def test_kills_at_every_point_of_every_stage_change_nothing(four: Chain, story: Story) -> None:
+    lines, _, wanted, state = story
+    assert four.publish(lines) == len(lines)
+    with ThreadPoolExecutor(len(STAGES)) as pool:
+        kills = list(pool.map(lambda stage: killed_and_left_running(four, stage), STAGES))
+    assert kills == [2 * len(POINTS[stage]) for stage in STAGES]
+    assert all(IN_TRANSACTION & set(POINTS[stage]) for stage in STAGES)
+    four.until_drained()
+    assert_equal(four, wanted)
+    found = differences(state_of(four.transport), state)
+    assert not found, "\n".join(found[:20])
+
+
+def killed_and_left_running(four: Chain, stage: str) -> int:
+    """Let a stage die twice at each of its points, then start it for good; how often it died of it."""
+    kills = 0
+    for nth in (1, 2):
+        for point in POINTS[stage]:
+            service = four.start(stage, ERRATA_BATCH_SIZE=SMALL[stage], **armed(stage, point, nth))
+            code = service.process.wait(KILL_S)
+            assert code == KILLED, f"{stage} at {point}: ended with {code}\n{service.logged()[-2000:]}"
+            kills += 1
+    four.start(stage)
+    return kills
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("outside", TAGGER), ("forgetful", DETECTOR)])
+def test_a_broken_guarantee_is_seen(four: Chain, story: Story, kind: str, stage: str) -> None:
+    """Negative control: the same comparison after a few kills of a service that is wrong."""
+    lines, _, wanted, _ = story
+    four.publish(lines)
+    for other in STAGES:
+        if other != stage:
+            four.start(other)
+    for nth in (1, 2, 3):
+        where = armed(stage, crash_points.AFTER_OFFSETS if kind == "outside" else crash_points.AFTER_COMMIT, nth)
+        broken = four.start_broken(kind, stage, ERRATA_BATCH_SIZE=SMALL[stage], **where)
+        assert broken.process.wait(KILL_S) == KILLED, broken.logged()[-2000:]
+    four.start_broken(kind, stage)
+    four.until_drained()
+    with pytest.raises(AssertionError):
+        assert_equal(four, wanted)
+
+
+def assert_equal(four: Chain, wanted: list[dict[str, Any]]) -> None:
+    found = differences([timeless(case) for case in four.cases()], wanted)
+    assert not found, "\n".join(found[:20])
+
+
+def state_of(transport: Transport) -> dict[str, Any]:
+    """The detector's state by its changelog, without record times and offsets."""
+    entries: dict[str, Any] = {}
+    for number in range(PARTITIONS):
+        records, _ = read_records(transport, state_topic(DETECTOR), number)
+        for key, value in entries_of(records).items():
+            if key.startswith(b"["):
+                entries[f"{number} {key.decode()}"] = _slot(value)
+            elif key.startswith(b"ids:"):
+                entries[f"{number} {key.decode()}"] = unpack_arrays(value)[2]["ids"].tolist()
+    return entries
+
+
+def _slot(value: bytes) -> dict[str, Any]:
+    _, meta, arrays = unpack_arrays(value)
+    arrays["fixed"] = np.array(arrays["fixed"])
+    arrays["fixed"][[at.START_RECORD_US, at.OUT_START_RECORD_US]] = 0
+    plain: dict[str, Any] = timeless_state(json.loads(json.dumps(meta)))
+    return plain | {name: array.tolist() for name, array in arrays.items()}
+
+
+def timeless_state(value: Any) -> Any:
+    """Samples are (hash, topic, partition, offset, prediction id); record times stand under their names."""
+    if isinstance(value, list) and len(value) == 5 and isinstance(value[1], str) and isinstance(value[3], int):
+        return [value[0], value[1], value[4]]
+    if isinstance(value, list):
+        return [timeless_state(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: timeless_state(inner) for name, inner in value.items() if "record" not in name}
+    return value
