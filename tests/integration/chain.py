@@ -14,13 +14,13 @@ from urllib.request import urlopen
 from uuid import uuid4
 
 import psycopg
-from confluent_kafka import ConsumerGroupTopicPartitions
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from errata.adapters.decode_msgspec import LineRouter
 from errata.adapters.kafka import KafkaTransport, apply_topics
 from errata.adapters.sql import SqlCatalogue
-from errata.contracts import Contract, FailureCase, Reference
+from errata.contracts import Contract, FailureCase, Reference, canonical
 from errata.contracts.topics import (
     ANOMALIES,
     CHANGES,
@@ -33,9 +33,10 @@ from errata.contracts.topics import (
     TAGGED,
 )
 from errata.domain.catalogue.queries import CaseQuery
+from errata.errors import Unavailable
 from errata.ports import Outgoing, Producer, Record, TopicPartition
 from errata.runtime.crash_points import VARIABLE
-from errata_services.bootstrap import derived_key, publish_tables
+from errata_services.bootstrap import derived_key
 from errata_services.dev.processes import free_port
 
 INPUTS: Mapping[str, tuple[str, ...]] = dict(
@@ -117,19 +118,37 @@ class Chain:
     def start_all(self) -> list[Service]:
         return [self.start(name) for name in STAGES]
 
+    def start_supervised(self, name: str) -> Service:
+        """A service that is started again when it ends with 75."""
+        command = [sys.executable, "-m", "errata_services.cli", "run", name, "--supervise"]
+        return self._start(command, name, "0", {})
+
     def stop(self) -> None:
         for service in self.running:
             if service.process.poll() is None:
+                service.process.terminate()  # and not a kill: one that supervises takes its child along
+            try:
+                service.process.wait(30)
+            except subprocess.TimeoutExpired:
                 service.process.kill()
-            service.process.wait(30)
+                service.process.wait(30)
         self.running.clear()
 
     # Topics and rows.
 
     def apply(self, *tables: Contract | Reference) -> None:
-        for table in tables:
-            topic = CONTRACTS if isinstance(table, Contract) else REFERENCES
-            publish_tables(self.transport, {topic: table}, f"errata.tables-{uuid4().hex}")
+        producer = self.transport.producer(f"tables-{uuid4().hex}")
+        records = [
+            Outgoing(
+                CONTRACTS if isinstance(table, Contract) else REFERENCES,
+                canonical([table.tenant, table.model]),
+                table.to_json(),
+                partition=0,
+            )
+            for table in tables
+        ]
+        _commit(producer, records)
+        producer.close()
 
     def publish(self, lines: Iterable[bytes], size: int = 2_000) -> int:
         """Lines of JSON in their order, each to the place of its key."""
@@ -191,7 +210,7 @@ class Chain:
     def until(self, done: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
         """Wait for a condition; a process that ended with an error ends the wait."""
         deadline_s = time.monotonic() + timeout_s
-        while not done():
+        while not _answered(done):
             for service in self.running:
                 code = service.process.poll()
                 if code not in (None, 0, KILLED):
@@ -215,6 +234,14 @@ def _commit(producer: Producer, batch: list[Outgoing]) -> int:
     count = len(batch)
     batch.clear()
     return count
+
+
+def _answered(done: Callable[[], bool]) -> bool:
+    """The condition; not met while the servers that it asks are away."""
+    try:
+        return done()
+    except (Unavailable, psycopg.OperationalError, KafkaException):
+        return False
 
 
 def _bare_environment() -> dict[str, str]:

@@ -1,6 +1,9 @@
 """The four services on real Kafka, Redis and PostgreSQL do what the chain in one process does."""
 
+import re
+import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,13 @@ import pytest
 from tests.integration.chain import REDACTION_KEY, Chain, chain_on
 from tests.pipeline.chain_builder import batches, cases_of, chain, chain_parts
 
-from errata.contracts import Contract, FailureCase, Reference
+from errata.contracts import Contract, FailureCase, Reference, canonical
+from errata.contracts.topics import PARTITIONS, PREDICTIONS, state_topic
+from errata.domain.array_codec import unpack_arrays
+from errata.domain.detection import state as at
+from errata.domain.partitioner import partition_of
+from errata.ports import Outgoing
+from errata.runtime.changelog import entries_of, read_records
 from errata_services.demo import stream
 
 pytestmark = [pytest.mark.servers, pytest.mark.whole]
@@ -54,6 +63,50 @@ def _without(value: Any) -> Any:
     if isinstance(value, list):
         return [_without(inner) for inner in value]
     return value
+
+
+def test_records_of_strangers_are_sent_to_their_place_and_counted(four: Chain) -> None:
+    """kcat without a key, and records in a partition of somebody's choice, end in the state of one partition."""
+    start = datetime(2026, 1, 5, 12, tzinfo=UTC)
+    lines = [
+        canonical(
+            {
+                "event_id": f"e-{number}",
+                "time": (start + timedelta(seconds=number)).isoformat(),
+                "model": {"name": "fraud"},
+                "prediction": "ok",
+            }
+        )
+        for number in range(400)
+    ]
+    failing = canonical(
+        {"event_id": "bad", "time": start.isoformat(), "model": {"name": "fraud"}, "status": {"code": "timeout"}}
+    )
+    home = partition_of(b"fraud", PARTITIONS)
+    four.publish(lines[:100])
+    kcat = ["kcat", "-P", "-b", four.properties["bootstrap.servers"], "-t", f"{four.prefix}{PREDICTIONS}"]
+    subprocess.run(kcat, input=b"\n".join([*lines[100:300], failing]), check=True, timeout=60)
+    producer = four.transport.producer("stranger")
+    producer.begin()
+    for number, line in enumerate(lines[300:]):
+        producer.produce(Outgoing(PREDICTIONS, b"fraud", line, partition=number % PARTITIONS))
+    producer.commit()
+    placed_well = sum(number % PARTITIONS == home for number in range(100))
+    services = four.start_all()
+    four.until_drained()
+    assert [case.model.name for case in four.cases()] == ["fraud"]
+    places = [number for number in range(PARTITIONS) for key in slots(four, number) if b"fraud" in key]
+    assert places == [home]
+    (value,) = slots(four, home).values()
+    assert int(unpack_arrays(value)[2]["fixed"][at.EVENTS]) == 401
+    rekeyed = re.search(r"errata_events_rekeyed_total\{.*predictions.*\} (\d+)", services[0].page("/metrics"))
+    assert rekeyed is not None
+    assert int(rekeyed[1]) == 201 + 100 - placed_well
+
+
+def slots(four: Chain, number: int) -> dict[bytes, bytes]:
+    records, _ = read_records(four.transport, state_topic("anomaly-detector"), number)
+    return {key: value for key, value in entries_of(records).items() if key.startswith(b"[")}
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Literal
+from uuid import uuid4
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from errata.adapters.kafka.config import transaction_timeout_ms
 from errata.adapters.kafka.connection import ANSWER_TIMEOUT_S, Connection, OfOneProcess
 from errata.adapters.kafka.failures import PASSING, failure
-from errata.errors import Misconfigured, Unavailable
+from errata.errors import ErrataError, Fenced, Misconfigured, Unavailable
 from errata.ports import Headers, Offsets, OnPartitions, Record
 from errata.ports import TopicPartition as Place
 
@@ -56,8 +57,12 @@ class KafkaConsumer(OfOneProcess):
         self._starts: Offsets = {}
         self._given_up: set[Place] = set()  # within this poll
         self._assigning = self._closed = self._failed = False
+        self._client_id = (
+            f"{connection.properties.get('client.id', 'errata')}-{uuid4().hex[:12]}"  # of this process alone
+        )
         self._client: Consumer = connection.consumer(
-            "consumer", {"group.id": connection.full(group), "group.instance.id": instance}
+            "consumer",
+            {"group.id": connection.full(group), "group.instance.id": instance, "client.id": self._client_id},
         )
         self._client.subscribe(
             [connection.full(topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
@@ -88,7 +93,7 @@ class KafkaConsumer(OfOneProcess):
             raise self._connection.answered(self._client, error, f"offsets of group {self._group}") from None
         for partition in found:
             if partition.error is not None:
-                raise failure(partition.error, f"offsets of group {self._group}", instance=self._instance)
+                raise self._failure(partition.error, f"offsets of group {self._group}")
         return {self._place(partition): partition.offset for partition in found if partition.offset >= 0}
 
     def position(self, partition: Place) -> int:
@@ -167,8 +172,27 @@ class KafkaConsumer(OfOneProcess):
                 continue
             topic = self._bare.get(message.topic() or "")
             doing = f"{topic} partition {message.partition()}" if topic else f"group {self._group}"
-            raise failure(error, doing, instance=self._instance)
+            raise self._failure(error, doing)
         return [message for message in messages if message.error() is None]
+
+    def _failure(self, error: KafkaError, doing: str) -> ErrataError:
+        """What an error means. A member is also told that it is fenced when it rejoined after the broker was away and
+        the answer to its first try was lost: then the newer member of its instance is itself, and a restart helps."""
+        found = failure(error, doing, instance=self._instance)
+        if isinstance(found, Fenced) and not self._replaced_by_another():
+            return Unavailable(f"{doing}: lost its place in the group while the brokers were away; start it again")
+        return found
+
+    def _replaced_by_another(self) -> bool:
+        """Whether the group's member of this instance is another client than this one."""
+        group = self._connection.full(self._group)
+        admin = self._connection.admin()  # held in a name until it has answered
+        try:
+            described = admin.describe_consumer_groups([group], request_timeout=ANSWER_TIMEOUT_S)[group].result()
+        except KafkaException:
+            return True  # nobody can tell: two processes would be the worse
+        holders = {one.client_id for one in described.members if one.group_instance_id == self._instance}
+        return bool(holders - {self._client_id})
 
     def _still_ours(self, records: list[Record]) -> list[Record]:
         """Without records of partitions that went while the batch was read: their next member reads them."""

@@ -1,4 +1,4 @@
-"""Four processes on real Kafka, killed at every crash point: cases and state are those of a run without a kill."""
+"""Four processes killed at every crash point, and their servers gone: cases and state are those of a calm run."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from errata.ports import Transport
 from errata.runtime import crash_points
 from errata.runtime.changelog import entries_of, read_records
 from errata_services import catalog_writer
+from errata_services.dev import servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.whole]
 
@@ -39,7 +41,9 @@ IN_TRANSACTION = {
     *catalog_writer.POINTS[:2],
 }
 SMALL = {DETECTOR: "400", ENRICHER: "4", TAGGER: "4", WRITER: "4"}  # records of a batch, so that there are many
+ROUNDS = {DETECTOR: 2, ENRICHER: 2, TAGGER: 2, WRITER: 4}  # times that a stage dies at each of its points
 KILL_S = 90.0
+OUTAGE_S = 15.0
 _TIME = re.compile(rb'"time":"[^"]+"')
 
 Story = tuple[list[bytes], list[Contract | Reference], list[dict[str, Any]], dict[str, Any]]
@@ -64,7 +68,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 
 def _timed(at: int, line: bytes) -> bytes:
-    """An event each 30 ms: a model's windows, of outcomes too, are full before its age would close it, which needs ticks."""
+    """An event each 30 ms: windows are full, of outcomes too, before their age would close them, which takes ticks."""
     time = EPOCH + timedelta(microseconds=START_US + at * 30_000)
     return _TIME.sub(
         time.strftime('"time":"%Y-%m-%dT%H:%M:%S.').encode() + b'%03dZ"' % (time.microsecond // 1000), line
@@ -100,7 +104,8 @@ def test_kills_at_every_point_of_every_stage_change_nothing(four: Chain, story: 
     assert four.publish(lines) == len(lines)
     with ThreadPoolExecutor(len(STAGES)) as pool:
         kills = list(pool.map(lambda stage: killed_and_left_running(four, stage), STAGES))
-    assert kills == [2 * len(POINTS[stage]) for stage in STAGES]
+    assert kills == [ROUNDS[stage] * len(POINTS[stage]) for stage in STAGES]
+    assert min(kills) >= 10
     assert all(IN_TRANSACTION & set(POINTS[stage]) for stage in STAGES)
     four.until_drained()
     assert_equal(four, wanted)
@@ -109,9 +114,9 @@ def test_kills_at_every_point_of_every_stage_change_nothing(four: Chain, story: 
 
 
 def killed_and_left_running(four: Chain, stage: str) -> int:
-    """Let a stage die twice at each of its points, then start it for good; how often it died of it."""
+    """Let a stage die at each of its points several times, then start it for good; how often it died of it."""
     kills = 0
-    for nth in (1, 2):
+    for nth in range(1, ROUNDS[stage] + 1):
         for point in POINTS[stage]:
             service = four.start(stage, ERRATA_BATCH_SIZE=SMALL[stage], **armed(stage, point, nth))
             code = service.process.wait(KILL_S)
@@ -137,6 +142,39 @@ def test_a_broken_guarantee_is_seen(four: Chain, story: Story, kind: str, stage:
     four.until_drained()
     with pytest.raises(AssertionError):
         assert_equal(four, wanted)
+
+
+def test_outages_cost_time_and_context_but_no_event(tmp_path: Path, story: Story) -> None:
+    """Redis and PostgreSQL stopped, then the broker frozen, each for a while, with the services under a supervisor."""
+    lines, tables, wanted, _ = story
+    half = len(lines) // 2
+    with (
+        servers.kafka(tmp_path / "kafka") as broker,
+        servers.redis(tmp_path / "redis") as redis,
+        servers.postgres(tmp_path / "postgres", durable=True) as database,
+        chain_on(tmp_path, broker.address, redis.url, database.url) as four,
+    ):
+        four.apply(*tables)
+        for stage in STAGES:
+            four.start_supervised(stage)
+        four.publish(lines[:half])
+        four.until(lambda: not four.unread(DETECTOR), "the detector has read the first half")
+        redis.stop()
+        database.stop()
+        four.publish(lines[half:])
+        four.until(lambda: not four.unread(TAGGER) and not four.unread(DETECTOR), "all but the writer went on")
+        Event().wait(OUTAGE_S)  # how long the outage lasts
+        redis.restart()
+        database.restart()
+        broker.freeze()
+        Event().wait(OUTAGE_S)
+        broker.thaw()
+        four.until_drained()
+        cases = four.cases()
+        assert [case.case_id for case in cases] == [case["case_id"] for case in wanted]
+        assert [case.count for case in cases] == [case["count"] for case in wanted]
+        gaps = [entry for case in cases for entry in case.context if entry.missing]
+        assert gaps, "what was judged while Redis was down says which context it had to do without"
 
 
 def assert_equal(four: Chain, wanted: list[dict[str, Any]]) -> None:
