@@ -38,7 +38,6 @@ from errata.settings import ServiceSettings, read_service_settings, read_setting
 CATALOGUE_FILE = "catalogue.sqlite"
 JOURNAL_FILE = "journal.bin"
 REDACTION_KEY_FILE = "redaction.key"
-STATISTICS, STATISTICS_MS = "statistics.interval.ms", "5000"
 
 
 def data_folder(option: Path | None) -> Path:
@@ -135,7 +134,7 @@ def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -
             structlog.get_logger().warning("topic differs", difference=warning)
         holder: list[ServiceParts] = []  # statistics come from a client that the parts hold
         transport = KafkaTransport(
-            {STATISTICS: STATISTICS_MS, **settings.kafka},
+            settings.kafka,
             topic_prefix=settings.topic_prefix,
             on_stats=lambda statistics: holder[0].on_statistics(statistics) if holder else None,
         )

@@ -20,7 +20,7 @@ from errata.ports import TopicPartition as Place
 
 ANSWER_TIMEOUT_S = 10.0
 ANSWER_SLICE_S = 2.5
-STATISTICS_INTERVAL_MS = "5000"
+STATISTICS_INTERVAL_MS = "2000"
 
 OnStats = Callable[[dict[str, Any]], None]
 OnDelivery = Callable[[KafkaError | None, Message], None]
@@ -71,7 +71,7 @@ class Connection:
     def _made(self, client: type[Any], kind: config.Kind, more: Mapping[str, Any]) -> Any:
         properties: dict[str, Any] = {**config.client_properties(kind, self.properties), **more}
         callbacks: dict[str, Any] = {"error_cb": self.diagnosis.note, "logger": _LOG}
-        if self.on_stats is not None and kind in ("consumer", "producer"):
+        if kind == "consumer" or (kind == "producer" and self.on_stats is not None):
             properties.setdefault("statistics.interval.ms", STATISTICS_INTERVAL_MS)
             callbacks["stats_cb"] = self._tell_stats
         try:
@@ -81,9 +81,11 @@ class Connection:
 
     def _tell_stats(self, text: str) -> None:
         """librdkafka's statistics as it gives them, but with the topics' names as the stages know them."""
+        found: dict[str, Any] = json.loads(text)
+        if found.get("type") == "consumer":
+            self.diagnosis.note_silence(found)
         if self.on_stats is None:
             return
-        found: dict[str, Any] = json.loads(text)
         topics = found.get("topics", {})
         found["topics"] = {name.removeprefix(self.prefix): content for name, content in topics.items()}
         self.on_stats(found)

@@ -1,12 +1,11 @@
 """A member of a consumer group: classic protocol, cooperative-sticky, static membership."""
 
 from collections.abc import Callable, Iterable, Sequence
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Literal
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from errata.adapters.kafka import config
 from errata.adapters.kafka.config import transaction_timeout_ms
 from errata.adapters.kafka.connection import ANSWER_TIMEOUT_S, Connection, OfOneProcess
 from errata.adapters.kafka.failures import PASSING, failure
@@ -16,8 +15,6 @@ from errata.ports import TopicPartition as Place
 
 LEAVE_TIMEOUT_S = 3.0
 LEAVE_POLL_S = 0.02
-SESSION_TIMEOUT = "session.timeout.ms"
-SESSION_SLACK_S, SESSION_POLL_S = 3.0, 0.5
 
 MissingOffsets = Literal["refuse", "earliest"]
 
@@ -59,7 +56,6 @@ class KafkaConsumer(OfOneProcess):
         self._starts: Offsets = {}
         self._given_up: set[Place] = set()  # within this poll
         self._assigning = self._closed = self._failed = False
-        self._session_s = int(config.client_properties("consumer", connection.properties)[SESSION_TIMEOUT]) / 1_000
         self._client: Consumer = connection.consumer(
             "consumer", {"group.id": connection.full(group), "group.instance.id": instance}
         )
@@ -175,27 +171,12 @@ class KafkaConsumer(OfOneProcess):
         return [message for message in messages if message.error() is None]
 
     def _failure(self, error: KafkaError, doing: str) -> ErrataError:
-        """What an error means. A member is also told that it is fenced when it rejoined after the broker was away and
-        the answer to its first try was lost: then nobody but itself has its instance, and a restart helps."""
+        """What an error means. A member is also told that it is fenced when it rejoined after the brokers were silent
+        and the answer to its first try was lost: then nobody but itself has its instance, and a restart helps."""
         found = failure(error, doing, instance=self._instance)
-        if isinstance(found, Fenced) and not self._replaced():
-            return Unavailable(f"{doing}: lost its place in the group while the brokers were away; start it again")
+        if isinstance(found, Fenced) and self._connection.diagnosis.silent_lately():
+            return Unavailable(f"{doing}: lost its place in the group while the brokers were silent; start it again")
         return found
-
-    def _replaced(self) -> bool:
-        """Whether a living member has this instance: one that nobody runs leaves the group with its session."""
-        group = self._connection.full(self._group)
-        admin = self._connection.admin()  # held in a name until it has answered
-        deadline_s = monotonic() + self._session_s + SESSION_SLACK_S
-        while monotonic() < deadline_s:
-            try:
-                described = admin.describe_consumer_groups([group], request_timeout=ANSWER_TIMEOUT_S)[group].result()
-            except KafkaException:
-                return True  # nobody can tell: two processes would be the worse
-            if self._instance not in {member.group_instance_id for member in described.members}:
-                return False
-            sleep(SESSION_POLL_S)
-        return True
 
     def _still_ours(self, records: list[Record]) -> list[Record]:
         """Without records of partitions that went while the batch was read: their next member reads them."""
