@@ -1,6 +1,9 @@
 """A member of a consumer group: classic protocol, cooperative-sticky, static membership."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from threading import Thread
 from time import monotonic
 from typing import Any, Literal
 
@@ -13,8 +16,11 @@ from errata.errors import ErrataError, Fenced, Misconfigured, Unavailable
 from errata.ports import Headers, Offsets, OnPartitions, Record
 from errata.ports import TopicPartition as Place
 
+CLOSE_TIMEOUT_S = 15.0
 LEAVE_TIMEOUT_S = 3.0
 LEAVE_POLL_S = 0.02
+
+_LOG = logging.getLogger("errata.kafka")
 
 MissingOffsets = Literal["refuse", "earliest"]
 
@@ -135,8 +141,17 @@ class KafkaConsumer(OfOneProcess):
         self._closed = True
         if self._leaves() and not self._failed:
             self._leave()
-        self._client.close()
+        # A client whose broker died has been seen to wait for ever in here, for an answer of its own thread.
+        closing = Thread(target=self._close_client, name="errata-kafka-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_TIMEOUT_S)
+        if closing.is_alive():
+            _LOG.warning("group %s: the client did not close in %g s; it is left", self._group, CLOSE_TIMEOUT_S)
         self._held = set()
+
+    def _close_client(self) -> None:
+        with suppress(KafkaException, RuntimeError):
+            self._client.close()
 
     def group_metadata(self) -> Any:
         """Which member of which generation this is: what lets the group refuse offsets of a member it replaced."""
