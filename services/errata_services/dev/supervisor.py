@@ -15,9 +15,10 @@ from errata_services.dev.processes import STOP_TIMEOUT_S, end_of, run_as
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 SETTLED_S = 60.0  # who ran this long starts again with the first pause
-FINAL = {  # starting again would not help: what it is, and the runbook that tells what does
-    70: ("its state is damaged", "deploy/runbooks/state-damaged.md"),
-    78: ("a setting is wrong, or a newer instance has taken over", "deploy/runbooks/misconfigured.md"),
+RUNBOOK = "deploy/runbooks/ErrataServiceDown.md"
+FINAL = {  # starting again would not help: what it is; the runbook tells what does
+    70: "its state is damaged",
+    78: "a setting is wrong, or a newer instance has taken over",
 }
 
 
@@ -86,9 +87,8 @@ class Supervisor:
             return
         end = f"{service.name} ended with {code}"
         if code in FINAL:
-            what, runbook = FINAL[code]
             said = "" if service.log is None else f"; its log ends: {_log_end(service.log)}"
-            self.say(f"{end}: {what}; it stays down, see {runbook}{said}")
+            self.say(f"{end}: {FINAL[code]}; it stays down, see {RUNBOOK}{said}")
             return
         if now_s - service.started_s >= SETTLED_S:
             service.pause_s = FIRST_PAUSE_S
