@@ -25,11 +25,10 @@ TABLES_EVERY_S = 1.0  # between two looks for new contracts and references
 DETECTOR, ENRICHER, TAGGER, WRITER = STAGES
 
 
-def run_service(name: str, settings: ServiceSettings, stopping: Event | None = None) -> None:
+def run_service(name: str, settings: ServiceSettings) -> None:
     """Run a service until it is told to stop. Errors pass through; their exit codes say what to do."""
-    if stopping is None:
-        stopping = Event()
-        stop_on_signals(stopping)
+    stopping = Event()
+    stop_on_signals(stopping)
     config_hash = CONFIG_HASH if name == DETECTOR else ""
     with service_parts(name, settings, config_hash) as parts:
         loop, on_tick = _LOOPS[name](settings, parts)

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from redis import Redis
 from redis.exceptions import TimeoutError as RedisTimeout
-from tests.integration.conftest import PrometheusBinaries
+from tests.integration.conftest import PrometheusBinaries, missing
 
 from errata.errors import Misconfigured, Unavailable
 from errata_services.dev import servers
@@ -232,7 +232,7 @@ def servers_script(path: str, **environment: str) -> subprocess.CompletedProcess
 def test_the_script_is_silent_when_all_is_there(prometheus_binaries: PrometheusBinaries) -> None:
     for program in ("java", "mvn", "redis-server", "kcat"):
         if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
+            missing(f"{program} is not installed")
     done = servers_script(os.environ["PATH"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

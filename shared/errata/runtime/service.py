@@ -9,10 +9,7 @@ from threading import Event
 from types import FrameType
 from typing import Protocol
 
-from errata.errors import ErrataError
-
 POLL_S = 0.25
-EXIT_BROKEN = 70
 
 
 class Loop(Protocol):
@@ -41,12 +38,3 @@ def stop_on_signals(stopping: Event) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-
-
-def exit_code_of(error: BaseException) -> int:
-    """What a process that ended with ``error`` exits with; a bug is an invariant that does not hold.
-
-    >>> exit_code_of(ValueError())
-    70
-    """
-    return error.exit_code if isinstance(error, ErrataError) else EXIT_BROKEN

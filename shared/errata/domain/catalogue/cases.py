@@ -42,11 +42,6 @@ def closed_at(tagged: TaggedCase) -> datetime | None:
     return tagged.time if tagged.episode.state == "close" else None
 
 
-def machine_document(case: FailureCase) -> Fields:
-    """What the chain says of a case as plain data, without ``rev`` and people's fields."""
-    return without_peoples_fields(case.model_dump(mode="json", by_alias=True, exclude_none=True))
-
-
 def without_peoples_fields(document: Fields) -> Fields:
     return {name: value for name, value in document.items() if name != "rev" and name not in PEOPLES_FIELDS}
 
