@@ -249,9 +249,9 @@ class AnomalyDetector:
         partitions = np.concatenate([p.partition, o.partition])
         order = np.argsort(np.concatenate([p.record, o.record]), kind="stable")
         keep = np.ones(len(hashes), np.bool_)
-        for partition in np.unique(partitions):
+        for partition in np.flatnonzero(np.bincount(partitions)).tolist():
             mine = order[partitions[order] == partition]
-            seen = self._seen.setdefault(int(partition), SeenIds())
+            seen = self._seen.setdefault(partition, SeenIds())
             keep[mine] = ~seen.step(hashes[mine])
         return keep[: len(p)], keep[len(p) :]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from errata.domain.detection.identity import BLOCK, BLOCKS, GENERATION, SeenIds
+from errata.domain.detection.identity import BLOCK, BLOCKS, EMPTY, GENERATION, GOLDEN, PLACES, IdTable, SeenIds
 
 Hashes = NDArray[np.uint64]
 
@@ -21,6 +21,14 @@ def filled(n: int) -> SeenIds:
     seen = SeenIds()
     assert not seen.step(ids(1, n + 1)).any()
     return seen
+
+
+def held(table: IdTable) -> set[int]:
+    return set(table.held.tolist()) - {EMPTY}
+
+
+def memory_of(seen: SeenIds) -> tuple[int, set[int], set[int]]:
+    return seen.taken, held(seen.newer), held(seen.older)
 
 
 def blocks_of(seen: SeenIds) -> dict[int, Hashes]:
@@ -43,7 +51,7 @@ def test_rotation_inside_a_batch() -> None:
     batch = np.array([5, 9_000_001, 9_000_002, 9_000_003, 9_000_004, 9_000_002, 5, 9_000_004], np.uint64)
     assert seen.step(batch).tolist() == [True, False, False, False, False, True, True, True]
     assert seen.taken == GENERATION + 1
-    assert len(seen.newer) == 1
+    assert len(held(seen.newer)) == 1
 
 
 def test_a_duplicate_takes_no_place() -> None:
@@ -60,8 +68,25 @@ def test_batches_of_any_size_remember_the_same() -> None:
     assert (first == second).all()
     assert first.any()
     assert not first.all()
-    assert (whole.taken, whole.newer, whole.older) == (parts.taken, parts.newer, parts.older)
+    assert memory_of(whole) == memory_of(parts)
     assert (whole.ring == parts.ring).all()
+
+
+def test_a_table_is_a_set_also_when_all_ids_want_one_place() -> None:
+    """The last one: the search goes on at the beginning."""
+    back = pow(int(GOLDEN), -1, 2**64)
+    crowd = np.array([((PLACES - 1 << 46) + n) * back % 2**64 for n in range(300)], np.uint64)
+    table = IdTable()
+    for part in np.array_split(crowd[::2], 7):
+        table.add(part)
+    assert held(table) == set(crowd[::2].tolist())
+    assert table.has(crowd).tolist() == [True, False] * 150
+
+
+def test_the_id_zero_is_an_id() -> None:
+    seen = SeenIds()
+    assert seen.step(np.array([0, 5, 0], np.uint64)).tolist() == [False, False, True]
+    assert seen.step(np.array([0], np.uint64)).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,7 +115,7 @@ def test_rewind_is_the_state_of_then(taken: int) -> None:
     again = SeenIds()
     again.step(ids(7_000_000, 7_000_100))
     again.rewind(taken, blocks_of(then))
-    assert (again.taken, again.newer, again.older) == (then.taken, then.newer, then.older)
+    assert memory_of(again) == memory_of(then)
     batch = np.concatenate([ids(max(1, taken - 50), taken + 50), ids(7_000_000, 7_000_010)])
     assert again.step(batch).tolist() == then.step(batch).tolist()
 
@@ -109,7 +134,7 @@ def test_changed_blocks_are_enough_to_follow() -> None:
         kept |= changed
     again = SeenIds()
     again.rewind(seen.taken, kept)
-    assert (again.newer, again.older) == (seen.newer, seen.older)
+    assert memory_of(again) == memory_of(seen)
 
 
 def test_a_step_without_news_changes_no_block() -> None:

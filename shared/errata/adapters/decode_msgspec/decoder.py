@@ -117,12 +117,15 @@ class MsgspecDecoder:
         """The plan of ``layout``, made anew when the layout is another one than last time, when ``raw`` is the
         first event to show in which order its features come, or when features are to be read loosely."""
         plan = self._plans.get(key)
-        same = plan is not None and plan.given is layout
-        loose = plan.loose | plan.broken_often(*LOOSENED) if plan is not None and same else frozenset()
-        if plan is not None and same and loose == plan.loose and (plan.learnt or layout is None):
+        if plan is not None and plan.given is not layout:
+            plan = None
+        loose: frozenset[str] = plan.loose if plan else frozenset()
+        if plan and plan.broken:
+            loose |= plan.broken_often(*LOOSENED)
+        if plan and loose == plan.loose and (plan.learnt or layout is None):
             return plan
         seen = (_seen(raw) or {}).get("features")
-        if plan is not None and same and loose == plan.loose and not isinstance(seen, dict):
+        if plan and loose == plan.loose and not isinstance(seen, dict):
             return plan
         known = layout or compile_layout(tenant, model, None, None)
         plan = Plan(known, self._key, self.form, seen if isinstance(seen, dict) else None, loose)
@@ -202,7 +205,9 @@ class _Pass:
     def _chunk(self, key: bytes | None, indices: list[int]) -> None:
         """Records of one key: decoded and made columns while what they hold is in the cache."""
         raws = [self._values[index] for index in indices]
-        plan = self._plans.get(key) or self._plan_of_key(key, raws[0])
+        plan = self._plans.get(key)
+        if plan is None and key is not None and (layout := self._given.get(key)) is not None:
+            plan = self._use(key, layout, layout.tenant, layout.model, raws[0])
         if plan is None or plan.decode is None:
             for index, raw in zip(indices, raws, strict=True):
                 self._slow(index, raw, _IN_FEATURES)
@@ -249,21 +254,17 @@ class _Pass:
     def _skip(self, reason: str, index: int) -> None:
         self._skipped.setdefault(reason, []).append(index)
 
-    def _plan_of_key(self, key: bytes | None, raw: bytes) -> Plan | None:
-        layout = self._given.get(key) if key is not None else None
-        return self._use(key, layout.tenant, layout.model, raw) if key is not None and layout is not None else None
-
     def _plan_of(self, tenant: str, model: str, index: int) -> Plan:
         """The plan of the model that a row names. A typed row names the model of its record's key."""
         key = model_key(tenant, model)
         if self._records[index].key != key:
             self._misplaced.add(index)
-        return self._plans.get(key) or self._use(key, tenant, model, None)
+        return self._plans.get(key) or self._use(key, self._given.get(key), tenant, model, None)
 
-    def _use(self, key: bytes, tenant: str, model: str, raw: bytes | None) -> Plan:
+    def _use(self, key: bytes, layout: Layout | None, tenant: str, model: str, raw: bytes | None) -> Plan:
         """The plan of a model that occurs for the first time in the batch."""
-        plan = self._plans[key] = self._decoder.plan(key, self._given.get(key), tenant, model, raw)
-        plan.slot = len(self._layouts)
+        plan = self._plans[key] = self._decoder.plan(key, layout, tenant, model, raw)
+        plan.slot, plan.rows = len(self._layouts), 0
         self._layouts.append(plan.layout)
         self._used.append(plan)
         return plan

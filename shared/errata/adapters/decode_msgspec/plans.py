@@ -407,12 +407,8 @@ class Plan:
 
     def broken_often(self, least: int, one_in: int) -> frozenset[str]:
         """Features whose type many rows of the last batch broke; counting begins anew."""
-        rows, broken = self.rows, self.broken
-        self.rows = 0
-        if not broken:
-            return frozenset()
-        self.broken = Counter()
-        return frozenset(name for name, n in broken.items() if n >= least and n * one_in >= rows)
+        broken, self.broken = self.broken, Counter()
+        return frozenset(name for name, n in broken.items() if n >= least and n * one_in >= self.rows)
 
     def _extra(self, given: Mapping[str, Any], found: Found) -> None:
         for name, value in given.items():

@@ -25,6 +25,7 @@ from errata.domain.detection.latency_limit import LatencyLimit
 from errata.domain.detection.latency_shift import LatencyShift
 from errata.domain.detection.missing_values import MissingValues
 from errata.domain.detection.policy_violation import PolicyViolation
+from errata.domain.detection.runs import runs
 from errata.domain.detection.shares import Reached, reached
 from errata.domain.detection.state import Ints, Sampled, Slot, State, hold, is_among_smallest
 from errata.domain.detection.statistics import WINDOW, WINDOW_MIN
@@ -164,21 +165,20 @@ class _Run:
     def _lateness(self, rows: Ints) -> None:
         """Mark rows behind their model's watermark; ``rows`` sorted by slot. Moves the watermarks."""
         fixed, slots = self.state.fixed, self.slots[rows]
-        starts = np.flatnonzero(np.append(True, np.diff(slots) != 0))
+        starts, lengths = runs(slots)
         times = self.time_us[rows]
         newest = fixed[slots[starts], at.MAX_US]
-        before = np.append(0, times[:-1])
+        before = np.empty_like(times)
+        before[1:] = times[:-1]
         before[starts] = newest
-        ends = np.append(starts[1:], len(rows))
         behind = times < before
         peaks = np.maximum.reduceat(times, starts)
         disordered = np.logical_or.reduceat(behind, starts)
         for g in np.flatnonzero(disordered):
-            part = slice(int(starts[g]), int(ends[g]))
+            part = slice(int(starts[g]), int(starts[g] + lengths[g]))
             running = np.maximum.accumulate(np.append(newest[g], times[part]))[:-1]
             self.late[rows[part]] = times[part] < running - LATE_US
         fixed[slots[starts], at.MAX_US] = np.maximum(newest, peaks)
-        lengths = ends - starts
         late = np.add.reduceat(self.late[rows].astype(np.int64), starts)
         fixed[slots[starts], at.EVENTS] += lengths
         fixed[slots[starts], at.LATE] += late
@@ -191,8 +191,7 @@ class _Run:
         order = np.argsort(self.slots[live], kind="stable")
         rows = live[order]
         slots = self.slots[rows]
-        starts = np.flatnonzero(np.append(True, np.diff(slots) != 0)) if len(rows) else _none()
-        lengths = np.diff(np.append(starts, len(rows)))
+        starts, lengths = runs(slots)
         rank = np.arange(len(rows)) - np.repeat(starts, lengths)
         place = state.fixed[slots, at.FILL] + rank
         window = place // WINDOW
@@ -245,8 +244,8 @@ class _Run:
     def _wave(self, rows: Ints, slots: Ints, place: Ints, cells: Ints, flags: Pairs, milli: Ints) -> None:
         """One wave: ``rows`` sorted by slot, ``place`` of each in its window."""
         state, fixed = self.state, self.state.fixed
-        starts = np.flatnonzero(np.append(True, np.diff(slots) != 0))
-        ends = np.append(starts[1:], len(rows)) - 1
+        starts, lengths = runs(slots)
+        ends = starts + lengths - 1
         here = slots[starts]
         new = here[fixed[here, at.FILL] == 0]
         opening = rows[starts][fixed[here, at.FILL] == 0]
@@ -347,8 +346,7 @@ class _Run:
         order = np.lexsort((record, slot))
         source = np.concatenate([inline, ~carried])[order]  # ~i: row i of the outcomes
         slot, record = slot[order], record[order]
-        starts = np.flatnonzero(np.append(True, np.diff(slot) != 0))
-        lengths = np.diff(np.append(starts, len(slot)))
+        starts, lengths = runs(slot)
         place = state.fixed[slot, at.OUT_FILL] + np.arange(len(slot)) - np.repeat(starts, lengths)
 
         def row(i: int) -> Sampled:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from errata.domain.detection.episodes import Signal
 from errata.domain.detection.profile import Profile
+from errata.domain.detection.runs import widths
 from errata.domain.detection.state import (
     BANK,
     CHAIN,
@@ -87,7 +88,7 @@ class ErrorRate:
         if not len(columns.slot):
             return []
         signals: list[Signal] = []
-        lengths = np.diff(np.append(columns.starts, len(columns.slot)))
+        lengths = widths(columns.starts, len(columns.slot))
         slots = columns.slot[columns.starts]
         groups = np.repeat(np.arange(len(slots)), lengths)
         first = np.repeat(columns.starts, lengths)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from errata.domain.detection.profile import Counter
+from errata.domain.detection.runs import runs
 from errata.domain.detection.state import Ints, Slot, State
 
 STORM_CAP = 8  # findings a window of one (model, fault); counts go on exactly
@@ -36,9 +37,8 @@ def reached(rows: Ints, targets: Ints, before: Ints, state: State, slot_of_count
     t = state.tables
     order = np.argsort(targets, kind="stable")
     grouped = targets[order]
-    starts = np.flatnonzero(np.append(True, np.diff(grouped) != 0))
+    starts, sizes = runs(grouped)
     counters = grouped[starts]
-    sizes = np.diff(np.append(starts, len(grouped)))
     had = before[counters]
     threshold = t.threshold[counters]
     for g in np.flatnonzero((had < threshold) & (had + sizes >= threshold)):

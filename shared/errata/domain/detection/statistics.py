@@ -11,6 +11,8 @@ from math import ceil, log
 import numpy as np
 from numpy.typing import NDArray
 
+from errata.domain.detection.runs import widths
+
 WINDOW = 500  # events of a model, or outcomes for statistics on labels
 WINDOW_MIN = 100  # a window closed early by a tick is judged from this many on; so is a feature within a window
 PSI_MIN = 0.25
@@ -116,7 +118,7 @@ def drift_figures(
     >>> [round(float(x[0]), 3) for x in (g, psi, se)]
     [184.172, 0.414, 0.058]
     """
-    cells = np.diff(np.append(starts, len(window)))
+    cells = widths(starts, len(window))
     n = np.maximum(np.add.reduceat(window, starts), 1).astype(np.float64)
     m = np.add.reduceat(reference, starts).astype(np.float64)
     per_n, per_m = np.repeat(n, cells), np.repeat(m, cells)

@@ -136,10 +136,9 @@ class Wave:
 
     def shifted(self, slot: int, detector: str) -> list[Drift]:
         """Channels of a detector that shifted in the window of a slot that ends here; judged once for all detectors."""
-        known = self._drift.get(slot)
-        if known is None:
-            known = self._drift[slot] = _shifted(self.state.slot(slot), self.state)
-        return [drift for drift in known if drift.channel.detector == detector]
+        if slot not in self._drift:
+            self._drift = _shifted([self.state.slot(end.slot) for end in self.ended], self.state)
+        return [drift for drift in self._drift[slot] if drift.channel.detector == detector]
 
     def drift_signal(self, end: Ended, drift: Drift, reason: str, direction: Literal["up", "down", "both"]) -> Signal:
         slot = self.state.slot(end.slot)
@@ -165,25 +164,35 @@ class Wave:
         )
 
 
-def _shifted(slot: Slot, state: State) -> list[Drift]:
-    """Channels with at least 100 values for which G and PSI agree: G alone alarms on clustered clean data, PSI alone
-    on small windows."""
-    table = slot.profile.drift
-    if not table.places:
-        return []
-    cells = state.cells[state.cells_of(slot)]
-    judged = len(table.reference)
-    window = np.bincount(table.merged, cells, judged + 1)[:judged].astype(np.int64)
-    n = np.add.reduceat(window, table.starts)
-    g, psi, se = drift_figures(window, table.reference, table.starts)
-    fires = (n >= WINDOW_MIN) & (g >= table.g_limits) & (np.round(psi - 2 * se, DIGITS) >= PSI_MIN)
-    found = []
-    for i in np.flatnonzero(fires):
-        channel = slot.profile.channels[table.places[i]]
+def _shifted(slots: Sequence[Slot], state: State) -> dict[int, list[Drift]]:
+    """Channels with at least 100 values for which G and PSI agree, by slot: G alone alarms on clustered clean data,
+    PSI alone on small windows."""
+    found: dict[int, list[Drift]] = {slot.index: [] for slot in slots}
+    judged = [slot for slot in slots if slot.profile.drift.places]
+    if not judged:
+        return found
+    tables = [slot.profile.drift for slot in judged]
+    sizes = [len(table.reference) for table in tables]
+    cells = [state.cells[state.cells_of(slot)] for slot in judged]
+    merged = zip(tables, cells, sizes, strict=True)
+    window = np.concatenate([np.bincount(table.merged, mine, size + 1)[:size] for table, mine, size in merged])
+    window = window.astype(np.int64)
+    first = np.cumsum([0, *sizes])
+    starts = np.concatenate([table.starts + at for table, at in zip(tables, first[:-1], strict=True)])
+    n = np.add.reduceat(window, starts)
+    g, psi, se = drift_figures(window, np.concatenate([table.reference for table in tables]), starts)
+    limits = np.concatenate([table.g_limits for table in tables])
+    fires = (n >= WINDOW_MIN) & (g >= limits) & (np.round(psi - 2 * se, DIGITS) >= PSI_MIN)
+    channels = [(at, place) for at, table in enumerate(tables) for place in table.places]
+    for i in np.flatnonzero(fires).tolist():
+        at, place = channels[i]
+        profile = judged[at].profile
+        channel = profile.channels[place]
         assert channel is not None
-        base = slot.profile.cell_base[table.places[i]]
-        counts = cells[base : base + channel.cells].copy()
-        found.append(Drift(channel, int(n[i]), float(g[i]), float(psi[i]), float(se[i]), counts))
+        base = profile.cell_base[place]
+        counts = cells[at][base : base + channel.cells].copy()
+        drift = Drift(channel, int(n[i]), float(g[i]), float(psi[i]), float(se[i]), counts)
+        found[judged[at].index].append(drift)
     return found
 
 

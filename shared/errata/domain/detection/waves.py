@@ -19,6 +19,7 @@ from errata.domain.detection.profile import (
     TAIL,
     UNSEEN_CLASS,
 )
+from errata.domain.detection.runs import runs, widths
 from errata.domain.detection.state import SAMPLE, Ints, Slot, State
 
 # Rows whose hash lies in the lowest eighth may become samples: 62 of 500 expected, eight wanted.
@@ -67,15 +68,15 @@ def search_bins(values: NDArray[np.float64], channels: Ints, edges: NDArray[np.f
     return bins
 
 
-def ragged(widths: Ints) -> tuple[Ints, Ints]:
+def ragged(sizes: Ints) -> tuple[Ints, Ints]:
     """Row and place within the row of ragged entries.
 
     >>> [x.tolist() for x in ragged(np.array([2, 0, 1]))]
     [[0, 0, 2], [0, 1, 0]]
     """
-    rows = np.repeat(np.arange(len(widths)), widths)
-    before = np.cumsum(widths) - widths
-    return rows, np.arange(len(rows)) - np.repeat(before, widths)
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    before = np.cumsum(sizes) - sizes
+    return rows, np.arange(len(rows)) - np.repeat(before, sizes)
 
 
 class _Flags:
@@ -126,7 +127,8 @@ class _Flags:
         order = np.lexsort((target, row))
         row, target, milli = row[order], target[order], milli[order]
         # A row counts once for a fault, however often it shows.
-        first = np.append(True, (np.diff(row) != 0) | (np.diff(target) != 0))
+        first = np.ones(len(row), np.bool_)
+        first[1:] = (row[1:] != row[:-1]) | (target[1:] != target[:-1])
         return Pairs(row[first], target[first]), milli[first]
 
 
@@ -135,8 +137,8 @@ def count(p: Predictions, slots: Ints, state: State) -> Counted:
     t = state.tables
     flags = _Flags(p, slots, state)
     cells = [*_numbers(p, slots, state, flags), *_categories(p, slots, state, flags)]
-    n_numbers, n_categories = t.numbers[slots], np.diff(np.append(p.category_start, len(p.categories)))
-    rows, within = ragged(np.diff(np.append(p.others_start, len(p.others))))
+    n_numbers, n_categories = t.numbers[slots], widths(p.category_start, len(p.categories))
+    rows, within = ragged(widths(p.others_start, len(p.others)))
     absent = np.flatnonzero(p.others == 0)
     flags.missing(rows[absent], n_numbers[rows[absent]] + n_categories[rows[absent]] + within[absent])
 
@@ -190,7 +192,7 @@ def _numbers(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[P
 
 def _categories(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[Pairs]:
     t = state.tables
-    rows, within = ragged(np.diff(np.append(p.category_start, len(p.categories))))
+    rows, within = ragged(widths(p.category_start, len(p.categories)))
     codes = p.categories
     cell = t.category_cell[t.category_channel[slots][rows] + within]
     usable = np.flatnonzero((codes >= 0) & (cell >= 0))
@@ -237,8 +239,6 @@ def best(groups: Ints, hashes: NDArray[np.uint64]) -> Ints:
     [2, 0, 1]
     """
     order = np.lexsort((hashes, groups))
-    sorted_groups = groups[order]
-    new = np.append(True, np.diff(sorted_groups) != 0) if len(order) else np.zeros(0, np.bool_)
-    starts = np.flatnonzero(new)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    starts, lengths = runs(groups[order])
+    rank = np.arange(len(order)) - np.repeat(starts, lengths)
     return order[rank < SAMPLE]

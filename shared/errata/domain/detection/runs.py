@@ -1,0 +1,32 @@
+"""Runs of equal values in a sorted array: rows of one slot, flags of one counter."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def runs(values: Ints) -> tuple[Ints, Ints]:
+    """Where each run begins, and how long it is.
+
+    >>> [part.tolist() for part in runs(np.array([4, 4, 7, 9, 9, 9]))]
+    [[0, 2, 3], [2, 1, 3]]
+    """
+    if not len(values):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    bounds = np.flatnonzero(values[1:] != values[:-1])
+    starts = np.zeros(len(bounds) + 1, np.int64)
+    starts[1:] = bounds + 1
+    return starts, widths(starts, len(values))
+
+
+def widths(starts: Ints, total: int) -> Ints:
+    """The lengths of runs, or of the rows of a ragged column, of ``total`` values.
+
+    >>> widths(np.array([0, 2, 3]), 6).tolist()
+    [2, 1, 3]
+    """
+    sizes = np.empty(len(starts), np.int64)
+    np.subtract(starts[1:], starts[:-1], out=sizes[:-1])
+    sizes[-1:] = total - starts[-1:]
+    return sizes
