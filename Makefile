@@ -52,8 +52,9 @@ schemas: $(BIN)/.ready  ## write schemas/ from the contracts
 dashboards: $(BIN)/.ready  ## write deploy/grafana/dashboards from the code
 	$(BIN)/python tools/make_dashboards.py
 
-bench: $(BIN)/.ready  ## quality and speed beside ceilings, in one run; fails below a goal
+bench: $(BIN)/.ready  ## quality and speed beside ceilings and peers, in one run; fails below a goal
+	@bash tools/servers.sh
 	$(BIN)/python tests/benchmarks/run.py
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .bench

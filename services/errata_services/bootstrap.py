@@ -94,7 +94,10 @@ def embedded_parts(data: Path | None) -> Iterator[Parts]:
 
 @dataclass(slots=True)
 class ServiceParts:
-    """The adapters of one service on Kafka. ``positions`` tells lag; the service's loop sets it."""
+    """The adapters of one service on Kafka. ``positions`` tells lag; the service's loop sets it.
+
+    What a service opens beside them goes on ``stack``: it is closed when the service ends, before Kafka's clients are.
+    """
 
     transport: KafkaTransport
     cipher: Cipher
@@ -102,6 +105,7 @@ class ServiceParts:
     decoder: Decoder
     telemetry: Telemetry
     health: Health
+    stack: ExitStack
     positions: Callable[[], Offsets] = dict
 
     def on_statistics(self, statistics: Mapping[str, Any]) -> None:
@@ -141,7 +145,7 @@ def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -
         stack.callback(transport.close)
         redaction_key = derived_key(key, b"redaction")
         cipher, decoder = Aead(derived_key(key, b"dead letters")), MsgspecDecoder(redaction_key)
-        holder.append(ServiceParts(transport, cipher, redaction_key, decoder, telemetry, health))
+        holder.append(ServiceParts(transport, cipher, redaction_key, decoder, telemetry, health, stack))
         stack.callback(health.draining)
         yield holder[0]
 

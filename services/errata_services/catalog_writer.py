@@ -30,6 +30,7 @@ AFTER_DB_COMMIT = "AFTER_DB_COMMIT"
 POINTS = (AFTER_ROWS, AFTER_POSITION, AFTER_DB_COMMIT)
 
 DEFAULT_BATCH = 5_000
+OPEN_CASES_EVERY_S = 15.0  # as often as they are scraped
 _MAX_MESSAGE = 512  # characters of a refusal's text
 _MAX_PAYLOAD = 64 * 1024  # bytes of a refused record that are kept
 
@@ -87,7 +88,9 @@ class CatalogWriterWorker:
         health: Health | None = None,
     ) -> None:
         """``clock`` is monotonic, in seconds."""
+        self._watched = telemetry is not None
         self._telemetry: Telemetry = telemetry or NoTelemetry()
+        self._next_look_s = clock()
         self._health = health or Health(stage=STAGE, instance=instance, build="")
         self._transport = transport
         self._backoff = backoff
@@ -116,12 +119,13 @@ class CatalogWriterWorker:
             return 0
         try:
             done = self._take(timeout_s)
+            looked = self._tell_open_cases()
         except DatabaseDown as error:
             if self._backoff is None:
                 raise error.cause from None
             self._rest(self._backoff.next_s(), error.cause)
             return 0
-        if self._backoff is not None and done:
+        if self._backoff is not None and (done or looked):
             self._backoff.reset()
         return done
 
@@ -174,6 +178,20 @@ class CatalogWriterWorker:
         self._health.breaker("postgresql", "closed")
         self._health.committed(self.positions)
 
+    def _tell_open_cases(self) -> bool:
+        """What is open in the whole catalogue, at most every `OPEN_CASES_EVERY_S`; whether it was asked.
+
+        While nothing comes this is also how the database is found to be down, or back."""
+        if not self._watched or self._clock() < self._next_look_s:
+            return False
+        with _database():
+            open_cases = self._catalogue.open_cases()
+        self._next_look_s = self._clock() + OPEN_CASES_EVERY_S
+        self._telemetry.cases_open(open_cases)
+        self._telemetry.breaker("postgresql", "closed")
+        self._health.breaker("postgresql", "closed")
+        return True
+
     def _rest(self, pause_s: float, error: Unavailable) -> None:
         structlog.get_logger().warning("catalogue unavailable; waiting", pause_s=round(pause_s, 2), error=str(error))
         self._pause()
@@ -209,16 +227,15 @@ class CatalogWriterWorker:
 
     def _on_assign(self, partitions: set[TopicPartition]) -> None:
         self._assigned |= partitions
-        self._rebalanced("assigned")
+        self._rebalanced("assigned", self._consumer.assignment())
 
     def _on_revoke(self, partitions: set[TopicPartition]) -> None:
         self._assigned -= partitions
         for partition in partitions:
             self.positions.pop(partition, None)
-        self._rebalanced("revoked")
+        self._rebalanced("revoked", self._consumer.assignment() - partitions)  # they are held until this returns
 
-    def _rebalanced(self, kind: RebalanceKind) -> None:
-        assigned = self._consumer.assignment()
+    def _rebalanced(self, kind: RebalanceKind, assigned: set[TopicPartition]) -> None:
         self._telemetry.rebalanced(kind, len(assigned))
         self._health.assigned({place: self.positions.get(place, 0) for place in assigned})
 

@@ -4,15 +4,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
-from errata.contracts import Anomaly, ChangeEvent, Contract, EvidenceRow, Outcome, PredictionEvent, RowRef
+from errata.contracts import Anomaly, ChangeEvent, ContextEntry, Contract, EvidenceRow, Outcome, PredictionEvent, RowRef
 from errata.contracts.cloudevents import cloud_event
 from errata.contracts.reading import read_message
 from errata.contracts.refusals import parse_change
 from errata.contracts.strict import to_us
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS
 from errata.domain.diagnosis.context import (
+    MOST_CHANGES,
     OUT_OF_RETENTION,
     UNAVAILABLE,
     UNREADABLE,
@@ -24,21 +25,26 @@ from errata.domain.diagnosis.context import (
 )
 from errata.errors import Refused, Unavailable
 from errata.ports import (
+    ChangesFound,
     ContextIncomplete,
     ContextStore,
     DeadInput,
+    Offsets,
     Outgoing,
     Record,
     StepResult,
     TopicPartition,
     Transport,
 )
+from errata.runtime.health import Health
+from errata.runtime.telemetry import BreakerState, CacheResult, Telemetry
 
 ContractOf = Callable[[str, str], Contract | None]
 OnProgress = Callable[[int, int], None]
 Place = tuple[str, int, int]
 
 ROWS_BUDGET_S: Final = 5.0  # for all rows of a batch, but for the read that passes it
+CATCH_UP_S: Final = 2.0  # for a batch's findings to wait for changes that were published before them
 REFILL_BATCH: Final = 1_000
 LONG_TRY_S, REST = 1.0, 10  # a try for the context that fails after longer is rested from ten times as long
 
@@ -52,20 +58,27 @@ class Prepared:
     """
 
     read: list[Anomaly | ChangeEvent | Refused]
-    changes: list[list[ChangeEvent] | None]
+    changes: list[ChangesFound | None]
     rows: Mapping[Place, Record | str]
     contracts: Mapping[tuple[str, str], Contract | None]
+
+
+class Breaker(Protocol):
+    @property
+    def state(self) -> BreakerState: ...
 
 
 class Enricher:
     """The stage from ``errata.anomalies.v1`` to ``errata.enriched.v1``, keyed by case id.
 
-    Changes come along as a side input and fill the context store, which all members share: each adds the changes of
-    its own partitions and looks up any. It is filled from their topic, so it holds nothing that could be lost: when
-    partitions are assigned, after the store was away (other members had changes for it meanwhile), and from the
-    beginning when it has lost its content.
+    Changes come along as a side input and fill the context store, which all members share. A finding may be ahead of
+    them, or have its changes in a partition of a member that is behind: so before each look-up a member asks where the
+    topic of changes ends, and itself brings what it has not read of it, of all partitions, into the store. What was
+    published before the finding is then there, whatever the others do. The store is filled from its topic, so it holds
+    nothing that could be lost, and from the beginning when it has lost its content.
 
-    Neither the store nor a row that cannot be read stops the stage or costs an event: the output has a marked gap.
+    Neither the store nor a row that cannot be read stops the stage or costs an event: the output has a marked gap. So
+    it has when the changes cannot be read on to their end in `CATCH_UP_S`.
     """
 
     name = "enricher"
@@ -87,14 +100,14 @@ class Enricher:
         self._contract_of = contract_of
         self._key = key
         self._clock_s = clock_s
-        self._behind: set[int] = set()  # partitions of changes that the store may not have all of
-        self._read_to: dict[int, int] = {}  # up to where this member has brought each of them there
+        self._behind = True  # changes of our own partitions may not be in the store
+        self._begun = False  # all of the topic was brought to the store once
+        self._read_to: Offsets = {}  # up to where this member has brought each partition there
         self._rests_until_s: float | None = None
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
-        """All changes up to now are read before the next look-up, those of other partitions too: what was published
-        before this member started is told, whether or not the others have started yet."""
-        self._behind.update(range(self._transport.partitions(CHANGES)))
+        """What was published before comes from the topic: the side input may begin behind it."""
+        self._behind = True
 
     def revoke(self, partition: int) -> None:
         pass
@@ -105,13 +118,8 @@ class Enricher:
         With an empty batch, only what the store may lack is brought to it.
         """
         read = [_read(record) for record in batch]
-        seen = [
-            (message, record.timestamp_us)
-            for record, message in zip(batch, read, strict=True)
-            if isinstance(message, ChangeEvent)
-        ]
         good = [message for message in read if isinstance(message, Anomaly)]
-        found = iter(self._changes(good, seen))
+        found = iter(self._changes(good, batch, read))
         return Prepared(
             read=read,
             changes=[next(found) if isinstance(message, Anomaly) else None for message in read],
@@ -126,7 +134,7 @@ class Enricher:
                 result.dead.append(DeadInput(record, message))
             elif isinstance(message, Anomaly):
                 rows = self._evidence(message, prepared)
-                output = enriched(message, change_entries(message, changes), rows)
+                output = enriched(message, _entries(message, changes), rows)
                 headers = cloud_event(output, ENRICHED, self.name)
                 result.outputs.append(Outgoing(ENRICHED, message.episode.id.encode(), output.to_json(), headers))
                 seen_us = to_us(message.episode.last_seen)
@@ -140,51 +148,73 @@ class Enricher:
         pass
 
     def _changes(
-        self, anomalies: Sequence[Anomaly], seen: Sequence[tuple[ChangeEvent, int]]
-    ) -> list[list[ChangeEvent] | None]:
+        self, anomalies: Sequence[Anomaly], batch: Sequence[Record], read: Sequence[Anomaly | ChangeEvent | Refused]
+    ) -> Sequence[ChangesFound | None]:
         wanted = [wanted_changes(anomaly) for anomaly in anomalies]
-        begun_s = self._clock_s()
+        begun_s, read_to = self._clock_s(), dict(self._read_to)
         try:
             if self._rests_until_s is not None and begun_s < self._rests_until_s:
                 raise Unavailable("the last try took long")
-            return self._looked_up(wanted, seen)
+            return self._looked_up(wanted, batch, read)
         except Unavailable:
-            self._behind.update(range(self._transport.partitions(CHANGES)))
+            self._behind = True
             took_s = self._clock_s() - begun_s
-            if took_s > LONG_TRY_S:
+            if took_s > LONG_TRY_S and self._read_to == read_to:  # one that came nearer is worth the next
                 self._rests_until_s = begun_s + REST * took_s
             return [None] * len(anomalies)
 
     def _looked_up(
-        self, wanted: Sequence[tuple[str, str, int, int, int]], seen: Sequence[tuple[ChangeEvent, int]]
-    ) -> list[list[ChangeEvent] | None]:
+        self,
+        wanted: Sequence[tuple[str, str, int, int, int]],
+        batch: Sequence[Record],
+        read: Sequence[Anomaly | ChangeEvent | Refused],
+    ) -> list[ChangesFound]:
         try:
-            self._store_changes(seen)
-            return list(self._store.between(wanted)) if wanted else []
+            if not self._behind:
+                self._store_changes(batch, read)
+            if self._behind or wanted:
+                self._catch_up()
+            return self._store.between(wanted, MOST_CHANGES) if wanted else []
         except ContextIncomplete:
             self._refill()
-            return list(self._store.between(wanted)) if wanted else []
+            return self._store.between(wanted, MOST_CHANGES) if wanted else []
 
-    def _store_changes(self, seen: Sequence[tuple[ChangeEvent, int]]) -> None:
-        if self._behind:
-            self._store.between([])  # raises while it is down: then its topic need not be read
-            self._catch_up()
-        if seen:
-            self._store.add(seen)
+    def _store_changes(self, batch: Sequence[Record], read: Sequence[Anomaly | ChangeEvent | Refused]) -> None:
+        """Changes as they come. They follow each other without a gap from before ``_read_to``: at their partition's
+        assignment it was brought to the end of the topic."""
+        seen = [(record, change) for record, change in zip(batch, read, strict=True) if record.topic == CHANGES]
+        changes = [(change, record.timestamp_us) for record, change in seen if isinstance(change, ChangeEvent)]
+        if changes:
+            self._store.add(changes)
+        for record, _ in seen:
+            place = record.topic, record.partition
+            self._read_to[place] = max(self._read_to.get(place, 0), record.offset + 1)
 
     def _catch_up(self) -> None:
-        for partition in sorted(self._behind):
-            for changes, next_offset in _read_changes(self._transport, partition, self._read_to.get(partition, 0)):
-                self._store.add(changes)
-                self._read_to[partition] = next_offset
-            self._behind.discard(partition)
+        """Bring all that was published before now into the store, at the first time however long it takes."""
+        until_s = self._clock_s() + CATCH_UP_S
+        ends = self._transport.end_offsets(_places(self._transport), timeout_s=CATCH_UP_S)
+        ahead = {place: end for place, end in ends.items() if self._read_to.get(place, 0) < end}
+        if ahead:
+            self._store.between([])  # raises while it is down: then its topic need not be read
+        for place, end in sorted(ahead.items()):
+            left_s = until_s - self._clock_s() if self._begun else None
+            if left_s is not None and left_s <= 0:
+                raise Unavailable(f"reading {CHANGES} took longer than {CATCH_UP_S:g} s")
+            self._read_on(place, left_s)
+            self._read_to[place] = max(self._read_to.get(place, 0), end)  # behind what is no record, too
+        self._behind, self._begun = False, True
+
+    def _read_on(self, place: TopicPartition, timeout_s: float | None) -> None:
+        for changes, next_offset in _read_changes(self._transport, place, self._read_to.get(place, 0), timeout_s):
+            self._store.add(changes)
+            self._read_to[place] = next_offset
 
     def _refill(self) -> None:
-        partitions = range(self._transport.partitions(CHANGES))
-        ends = {partition: self._transport.end_offset((CHANGES, partition)) for partition in partitions}
+        ends = self._transport.end_offsets(_places(self._transport))
         rebuild_context(self._transport, self._store)
         self._read_to = ends
-        self._behind.clear()
+        self._behind, self._begun = False, True
 
     def _rows(self, anomalies: Sequence[Anomaly]) -> dict[Place, Record | str]:
         """Every row the anomalies name, by one read a partition; a read that fails costs its rows."""
@@ -227,32 +257,82 @@ class Enricher:
         ]
 
 
+class Measured(Protocol):
+    """A context store on a server, with what it counts from its start: calls that failed, and its cache's."""
+
+    errors: int
+
+    @property
+    def breaker(self) -> Breaker: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def evicted(self) -> int: ...
+
+
+class StoreReport:
+    """Tells what a context store counts as metrics, and its breaker: called after batches, never within a step."""
+
+    def __init__(self, store: Measured, telemetry: Telemetry, health: Health) -> None:
+        self._store, self._telemetry, self._health = store, telemetry, health
+        self._told: dict[str, int] = {}
+        self()
+
+    def __call__(self) -> None:
+        store = self._store
+        for _ in range(self._since("errors", store.errors)):
+            self._telemetry.store_failed("redis")
+        lookups: tuple[tuple[CacheResult, int], ...] = (
+            ("hit", store.hits), ("miss", store.misses), ("evicted", store.evicted),
+        )  # fmt: skip
+        for result, count in lookups:
+            if more := self._since(result, count):
+                self._telemetry.cached(result, more)
+        self._telemetry.breaker("redis", store.breaker.state)
+        self._health.breaker("redis", store.breaker.state, required=False)
+
+    def _since(self, what: str, count: int) -> int:
+        more = count - self._told.get(what, 0)
+        self._told[what] = count
+        return more
+
+
 def rebuild_context(transport: Transport, store: ContextStore, on_progress: OnProgress | None = None) -> int:
     """Fill ``store`` with every change of the topic as it is now; the number of changes. A store that has some loses
     none of them. ``on_progress`` is told offsets done and all. Raises ``Unavailable`` when the store or the log does
     not answer; to begin again does no harm."""
-    places = [(CHANGES, partition) for partition in range(transport.partitions(CHANGES))]
-    ends = [transport.end_offset(place) for place in places]
+    ends = transport.end_offsets(_places(transport))
+    total = sum(ends.values())
 
     def batches() -> Iterator[list[tuple[ChangeEvent, int]]]:
         done = 0
-        for (_, partition), end in zip(places, ends, strict=True):
-            for changes, next_offset in _read_changes(transport, partition, 0):
+        for place, end in ends.items():
+            for changes, next_offset in _read_changes(transport, place):
                 yield changes
                 if on_progress is not None:
-                    on_progress(done + min(next_offset, end), sum(ends))
+                    on_progress(done + min(next_offset, end), total)
             done += end
         if on_progress is not None:
-            on_progress(done, sum(ends))
+            on_progress(done, total)
 
     return store.fill(batches())
 
 
+def _places(transport: Transport) -> list[TopicPartition]:
+    return [(CHANGES, partition) for partition in range(transport.partitions(CHANGES))]
+
+
+def _entries(anomaly: Anomaly, found: ChangesFound | None) -> list[ContextEntry]:
+    return change_entries(anomaly, None) if found is None else change_entries(anomaly, found.changes, found.left_out)
+
+
 def _read_changes(
-    transport: Transport, partition: int, offset: int
+    transport: Transport, place: TopicPartition, offset: int = 0, timeout_s: float | None = None
 ) -> Iterator[tuple[list[tuple[ChangeEvent, int]], int]]:
     """The changes of a partition in batches, each with the offset after it. What is no change is passed over."""
-    records = transport.read_from((CHANGES, partition), offset)
+    records = transport.read_from(place, offset, timeout_s=timeout_s)
     while batch := list(islice(records, REFILL_BATCH)):
         read = [(_read(record), record.timestamp_us) for record in batch]
         yield [(change, seen_us) for change, seen_us in read if isinstance(change, ChangeEvent)], batch[-1].offset + 1

@@ -55,7 +55,8 @@ class Consumer(Protocol):
     def assignment(self) -> set[TopicPartition]: ...
 
     def committed(self, partitions: Iterable[TopicPartition]) -> Offsets:
-        """The group's committed next offsets; a partition nobody committed is absent."""
+        """The group's committed next offsets; a partition nobody committed is absent, also one that was only given an
+        offset to begin at."""
 
     def position(self, partition: TopicPartition) -> int: ...
 
@@ -111,13 +112,20 @@ class Transport(Protocol):
 
     def producer(self, transactional_id: str) -> Producer: ...
 
-    def read_from(self, partition: TopicPartition, offset: int = 0) -> Iterator[Record]:
-        """All committed records from ``offset`` to the end as it is now, outside any group."""
+    def read_from(
+        self, partition: TopicPartition, offset: int = 0, *, timeout_s: float | None = None
+    ) -> Iterator[Record]:
+        """All committed records from ``offset`` to the end as it is now, outside any group.
+
+        ``timeout_s``: for all of them; one that is not read by then raises ``Unavailable``."""
 
     def read_at(self, partition: TopicPartition, offsets: Sequence[int]) -> list[Record | None]:
         """The committed records at these offsets; None for one that is gone or was never there."""
 
     def end_offset(self, partition: TopicPartition) -> int: ...
+
+    def end_offsets(self, partitions: Iterable[TopicPartition], *, timeout_s: float | None = None) -> Offsets:
+        """The ends of partitions by one request; at or behind every record that was written before."""
 
     def close(self) -> None: ...
 
@@ -211,6 +219,15 @@ class ContextIncomplete(Unavailable):
     """The context store answers, but has lost what it held or never held it: fill it."""
 
 
+class ChangesFound(NamedTuple):
+    """Changes by time and id, and how many older ones there are that were not asked for.
+
+    ``left_out`` is exact; of a subject with thousands of changes a store may count the records that told them."""
+
+    changes: list[ChangeEvent]
+    left_out: int = 0
+
+
 class ContextStore(Protocol):
     """Changes by subject and time. Holds nothing that cannot be rebuilt from ``errata.changes.v1``."""
 
@@ -220,10 +237,10 @@ class ContextStore(Protocol):
     def fill(self, batches: Iterable[Sequence[tuple[ChangeEvent, int]]]) -> int:
         """Add all changes of ``errata.changes.v1``, after which the store counts as complete; how many there were."""
 
-    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]], most: int | None = None) -> list[ChangesFound]:
         """For each (tenant, subject, from_us, to_us, seen_before_us): changes with from <= time <= to whose record
-        time is before ``seen_before_us``, by time and id. Raises ``Unavailable``, and `ContextIncomplete` rather than
-        say of lost changes that there were none."""
+        time is before ``seen_before_us``, by time and id; of more than ``most`` the last. Raises ``Unavailable``, and
+        `ContextIncomplete` rather than say of lost changes that there were none."""
 
 
 class Cipher(Protocol):
@@ -306,6 +323,9 @@ class Catalogue(Protocol):
         """Move a case along its life cycle as one revision. Raises ``IllegalMove`` naming the allowed moves."""
 
     def counts(self) -> CaseCounts: ...
+
+    def open_cases(self) -> dict[str, int]:
+        """How many cases are open, their episode not closed, by root class; a class without any is absent."""
 
     def dead_letters(self, limit: int = 100) -> list[SinkDeadLetter]:
         """The records the catalogue could not take, by place."""

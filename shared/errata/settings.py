@@ -77,6 +77,10 @@ class ServiceSettings(_Settings):
     log: Literal["auto", "json", "console"] = Field(
         default="auto", description="form of log lines; auto: json unless on a terminal"
     )
+    leave: bool = Field(
+        default=False,
+        description="whether a service that is stopped tells its group, so that others take over at once",
+    )
     kafka: dict[str, str] = Field(default_factory=dict, repr=False)
 
     @property

@@ -351,6 +351,15 @@ class CatalogueSuite:
         if name == "CASE-22":
             assert "did you mean CASE-2?" in str(raised.value)
 
+    def test_open_cases_are_those_whose_episode_goes_on(self, book: Book) -> None:
+        assert book.catalogue.open_cases() == {}
+        book.write(tagged("a"), tagged("b", root_class="model"), tagged("c", root_class="model"))
+        assert book.catalogue.open_cases() == {"data": 1, "model": 2}
+        book.write(tagged("c", 1, "close", 10, root_class="model"))
+        assert book.catalogue.open_cases() == {"data": 1, "model": 1}
+        book.write(tagged("c", 2, "reopen", 20, root_class="model"))
+        assert book.catalogue.open_cases() == {"data": 1, "model": 2}
+
     def test_counts_add_up(self, shelf: Book) -> None:
         counts = shelf.catalogue.counts()
         assert counts.cases == 3

@@ -38,6 +38,13 @@ def question(
     return tenant, subject, NOON_US + round(since * MINUTE_US), NOON_US + round(until * MINUTE_US), seen_before_us
 
 
+def between(store: ContextStore, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
+    """All changes that are asked for."""
+    found = store.between(wanted)
+    assert all(one.left_out == 0 for one in found)
+    return [one.changes for one in found]
+
+
 def ids(changes: Sequence[ChangeEvent]) -> list[str]:
     return [found.change_id for found in changes]
 
@@ -55,44 +62,44 @@ class ContextStoreSuite(ABC):
         fields: dict[str, Any] = {"from": "v1", "to": "v2", "actor": "é\u2028", "own": {"field": [1, {"a": "b"}]}}
         said = change(link="https://ci/1", **fields)
         store.add([(said, 1)])
-        assert store.between([question(0, 0)]) == [[said]]
+        assert between(store, [question(0, 0)]) == [[said]]
 
     def test_both_edges_are_inside_to_the_microsecond(self, store: ContextStore) -> None:
         us = 1 / MINUTE_US
         store.add([(change(at, f"c{at}"), 1) for at in (-us, 0, 5, 10, 10 + us)])
-        assert ids(store.between([question(0, 10)])[0]) == ["c0", "c5", "c10"]
-        assert store.between([question(6, 9)]) == [[]]
+        assert ids(between(store, [question(0, 10)])[0]) == ["c0", "c5", "c10"]
+        assert between(store, [question(6, 9)]) == [[]]
 
     def test_edges_hold_where_a_double_no_longer_tells_microseconds_apart(self, store: ContextStore) -> None:
         times_us = [NOON_US + 1_000 * 365 * DAY_US + more for more in range(4)]
         assert len({float(time_us) for time_us in times_us}) < 4
         store.add([(change(0, f"c{at}", time=rfc3339(instant(us))), 1) for at, us in enumerate(times_us)])
-        assert ids(store.between([("default", "fraud", times_us[1], times_us[2], EVER_US)])[0]) == ["c1", "c2"]
+        assert ids(between(store, [("default", "fraud", times_us[1], times_us[2], EVER_US)])[0]) == ["c1", "c2"]
 
     def test_what_was_seen_at_that_time_or_after_stays_out(self, store: ContextStore) -> None:
         store.add([(change(1, "before"), 9), (change(2, "then"), 10), (change(3, "after"), 11)])
-        assert ids(store.between([question(0, 9, 10)])[0]) == ["before"]
-        assert ids(store.between([question(0, 9, 12)])[0]) == ["before", "then", "after"]
+        assert ids(between(store, [question(0, 9, 10)])[0]) == ["before"]
+        assert ids(between(store, [question(0, 9, 12)])[0]) == ["before", "then", "after"]
 
     def test_changes_are_told_by_time_and_id_in_whatever_order_they_come(self, store: ContextStore) -> None:
         seen = [(change(5, "b"), 1), (change(5, "a"), 2), (change(3, "c"), 3)]
         for one in reversed(seen):
             store.add([one])
-        assert ids(store.between([question(0, 9)])[0]) == ["c", "a", "b"]
+        assert ids(between(store, [question(0, 9)])[0]) == ["c", "a", "b"]
 
     def test_the_same_change_twice_is_one(self, store: ContextStore) -> None:
         for seen_us in (5, 5, 7, 3):
             store.add([(change(1, to="v2"), seen_us), (change(1, to="v2"), seen_us)])
-        assert ids(store.between([question(0, 9)])[0]) == ["c1"]
-        assert ids(store.between([question(0, 9, 4)])[0]) == ["c1"]
-        assert store.between([question(0, 9, 3)]) == [[]]
+        assert ids(between(store, [question(0, 9)])[0]) == ["c1"]
+        assert ids(between(store, [question(0, 9, 4)])[0]) == ["c1"]
+        assert between(store, [question(0, 9, 3)]) == [[]]
 
     @pytest.mark.parametrize("turned", [False, True])
     def test_of_one_id_the_change_seen_first_is_told(self, store: ContextStore, turned: bool) -> None:
         seen = [(change(5, to="v2"), 1), (change(7, to="v3"), 2)]
         for one in reversed(seen) if turned else seen:
             store.add([one])
-        assert [found.to for found in store.between([question(0, 9)])[0]] == ["v2"]
+        assert [found.to for found in between(store, [question(0, 9)])[0]] == ["v2"]
 
     def test_every_question_of_a_batch_has_its_answer_in_its_place(self, store: ContextStore) -> None:
         store.add([(change(at, f"c{at}"), at) for at in range(10)])
@@ -101,27 +108,36 @@ class ContextStoreSuite(ABC):
             question(3, 5), question(0, 9, 2), question(4, 7), question(3, 5), question(0, 9, subject="churn"),
             question(0, 9, subject="nobody"), question(9, 9), question(5, 3), question(0, 9, tenant="acme"),
         ]  # fmt: skip
-        assert [ids(found) for found in store.between(wanted)] == [
+        assert [ids(found) for found in between(store, wanted)] == [
             ["c3", "c4", "c5"], ["c0", "c1"], ["c4", "c5", "c6", "c7"], ["c3", "c4", "c5"], ["other"], [], ["c9"], [],
             [],
         ]  # fmt: skip
-        assert store.between([]) == []
+        assert between(store, []) == []
+
+    def test_of_more_than_are_asked_for_the_last_are_told_and_the_others_counted(self, store: ContextStore) -> None:
+        store.add([(change(at, f"c{at}"), 1) for at in range(9)])
+        store.add([(change(at, f"c{at}"), 2) for at in range(9)])  # again
+        store.add([(change(4, "later"), 99), (change(10, "after"), 1)])
+        (found, all_of_them) = store.between([question(0, 9, 99), question(6, 9)], 3)
+        assert (ids(found.changes), found.left_out) == (["c6", "c7", "c8"], 6)
+        assert (ids(all_of_them.changes), all_of_them.left_out) == (["c6", "c7", "c8"], 0)
+        assert store.between([question(0, 9)], 0)[0] == ([], 10)
 
     def test_hostile_names_do_not_meet(self, store: ContextStore) -> None:
         names = [(tenant, subject or "none") for tenant, subject in HOSTILE]
         store.add([(change(0, f"c{at}", subject, tenant=tenant), 1) for at, (tenant, subject) in enumerate(names)])
-        found = store.between([question(0, 0, tenant=tenant, subject=subject) for tenant, subject in names])
+        found = between(store, [question(0, 0, tenant=tenant, subject=subject) for tenant, subject in names])
         assert [ids(one) for one in found] == [[f"c{at}"] for at in range(len(names))]
 
     def test_many_at_once_are_all_kept(self, store: ContextStore) -> None:
         store.add([(change(at / 100, f"c{at:04}", f"s{at % 3}"), 1) for at in range(2_500)])
-        found = store.between([question(0, 60, subject=f"s{at}") for at in range(3)])
+        found = between(store, [question(0, 60, subject=f"s{at}") for at in range(3)])
         assert sorted(name for one in found for name in ids(one)) == [f"c{at:04}" for at in range(2_500)]
 
     def test_filling_adds_and_loses_nothing(self, store: ContextStore) -> None:
         store.add([(change(1, "live"), 1)])
         assert store.fill([[(change(2, "a"), 1), (change(3, "b"), 1)], [], [(change(4, "c"), 1)]]) == 3
-        assert ids(store.between([question(0, 9)])[0]) == ["live", "a", "b", "c"]
+        assert ids(between(store, [question(0, 9)])[0]) == ["live", "a", "b", "c"]
 
     @settings(
         max_examples=25,
@@ -146,4 +162,4 @@ class ContextStoreSuite(ABC):
         for one in changes:
             memory.add([one])
         store.add(list(reversed(changes)))
-        assert store.between(wanted) == memory.between(wanted)
+        assert between(store, wanted) == between(memory, wanted)

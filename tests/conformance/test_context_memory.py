@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import pytest
-from tests.conformance.context_store import ContextStoreSuite, change, ids, question
+from tests.conformance.context_store import ContextStoreSuite, between, change, ids, question
 
 from errata.adapters.context_memory import MemoryContextStore
 from errata.contracts import ChangeEvent
+from errata.ports import ChangesFound
 
 
 class TestMemoryContext(ContextStoreSuite):
@@ -17,8 +18,8 @@ class TestMemoryContext(ContextStoreSuite):
 class Forgetful(MemoryContextStore):
     """Answers with what was seen later too."""
 
-    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
-        return super().between([(*one[:4], 2**62) for one in wanted])
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]], most: int | None = None) -> list[ChangesFound]:
+        return super().between([(*one[:4], 2**62) for one in wanted], most)
 
 
 class OneKey(MemoryContextStore):
@@ -30,8 +31,8 @@ class OneKey(MemoryContextStore):
         ]
         super().add(joined)
 
-    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
-        return super().between([("", f"{one[0]}:{one[1]}", *one[2:]) for one in wanted])
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]], most: int | None = None) -> list[ChangesFound]:
+        return super().between([("", f"{one[0]}:{one[1]}", *one[2:]) for one in wanted], most)
 
 
 def test_the_suite_finds_a_store_that_tells_what_was_seen_later() -> None:
@@ -47,4 +48,4 @@ def test_the_suite_finds_a_store_whose_keys_meet() -> None:
 def test_the_newest_change_makes_no_older_one_go() -> None:
     store = MemoryContextStore()
     store.add([(change(0, "old"), 1), (change(60 * 24 * 60, "new"), 2)])
-    assert ids(store.between([question(0, 60 * 24 * 60)])[0]) == ["old", "new"]
+    assert ids(between(store, [question(0, 60 * 24 * 60)])[0]) == ["old", "new"]

@@ -144,6 +144,17 @@ class TransportSuite(ABC):
         assert drain_until(world.consumer(), "last") == ["kept"]
         assert world.visible() == ["kept", "last"]
 
+    def test_ends_of_several_partitions_are_at_or_behind_all_that_was_written(self, world: World) -> None:
+        world.write("a", "b", partition=1)
+        world.write("c", partition=3)
+        places = [(world.topic, number) for number in range(PARTITIONS)]
+        ends = world.transport.end_offsets(places, timeout_s=10.0)
+        assert ends == {place: world.transport.end_offset(place) for place in places}
+        assert [end > 0 for end in ends.values()] == [False, True, False, True]
+        for place, end in ends.items():
+            assert all(record.offset < end for record in world.transport.read_from(place, timeout_s=10.0))
+        assert world.transport.end_offsets([]) == {}
+
     def test_open_output_is_invisible(self, world: World) -> None:
         world.write("before")
         producer = world.producer()

@@ -43,7 +43,7 @@ def main(kind: str, name: str) -> None:
     with service_parts(name, settings) as parts:
         if kind == "outside":
             parts.transport = OutsideTransport(settings.kafka, topic_prefix=settings.topic_prefix)
-            loop, on_tick = processes._LOOPS[name](settings, parts)
+            loop, on_tick = processes.LOOPS[name](settings, parts)
         else:
             stage = ForgetfulDetector(parts.transport, parts.decoder, rekeys=True)
             loop, on_tick = processes._worker(stage, settings, parts), parts.health.tick

@@ -14,8 +14,8 @@ from urllib.request import urlopen
 from uuid import uuid4
 
 import psycopg
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import TopicPartition as KafkaPlace
 
 from errata.adapters.decode_msgspec import LineRouter
 from errata.adapters.kafka import KafkaTransport, apply_topics
@@ -88,12 +88,13 @@ class Chain:
 
     def __post_init__(self) -> None:
         self.transport = KafkaTransport(self.properties, topic_prefix=self.prefix)
-        self._admin = AdminClient(dict(self.properties))
+        self._askers: dict[str, Consumer] = {}
 
     # Services.
 
-    def start(self, name: str, instance: str = "0", **environment: str) -> Service:
-        return self._start([sys.executable, "-m", "errata_services.cli", "run", name], name, instance, environment)
+    def start(self, name: str, instance: str = "0", *options: str, **environment: str) -> Service:
+        command = [sys.executable, "-m", "errata_services.cli", "run", name, *options]
+        return self._start(command, name, instance, environment)
 
     def start_broken(self, kind: str, name: str, **environment: str) -> Service:
         """A service of ``broken_service``."""
@@ -133,6 +134,11 @@ class Chain:
                 service.process.kill()
                 service.process.wait(30)
         self.running.clear()
+
+    def close(self) -> None:
+        self.transport.close()
+        while self._askers:
+            self._askers.popitem()[1].close()
 
     # Topics and rows.
 
@@ -184,10 +190,18 @@ class Chain:
         """How far a stage is: the group's committed offsets, or what the catalogue says."""
         if stage == STAGES[3]:
             return self.positions()
-        group = f"{self.prefix}errata.{stage}"
-        asked = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
-        found = asked[group].result(10).topic_partitions
-        return {(one.topic.removeprefix(self.prefix), one.partition): one.offset for one in found}
+        if stage not in self._askers:
+            # Not an admin client: that crashes when the group has just been given another coordinator.
+            self._askers[stage] = Consumer({
+                **self.properties, "group.id": f"{self.prefix}errata.{stage}", "log_level": 0
+            })  # fmt: skip
+        asked = [
+            KafkaPlace(self.prefix + topic, number)
+            for topic in INPUTS[stage]
+            for number in range(self.transport.partitions(topic))
+        ]
+        found = self._askers[stage].committed(asked, timeout=10)
+        return {(one.topic.removeprefix(self.prefix), one.partition): one.offset for one in found if one.offset >= 0}
 
     def positions(self) -> dict[TopicPartition, int]:
         """How far the catalogue is, by its own word."""
@@ -269,7 +283,7 @@ def chain_on(folder: Path, kafka_address: str, redis_url: str, database: str) ->
         yield made
     finally:
         made.stop()
-        made.transport.close()
+        made.close()
 
 
 def armed(stage: str, point: str, nth: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.chain import REDACTION_KEY, Chain, chain_on
+from tests.integration.chain import REDACTION_KEY, Chain, Service, chain_on
 from tests.pipeline.chain_builder import batches, cases_of, chain, chain_parts
 
 from errata.contracts import Contract, FailureCase, Reference, canonical
@@ -102,6 +102,14 @@ def test_records_of_strangers_are_sent_to_their_place_and_counted(four: Chain) -
     rekeyed = re.search(r"errata_events_rekeyed_total\{.*predictions.*\} (\d+)", services[0].page("/metrics"))
     assert rekeyed is not None
     assert int(rekeyed[1]) == 201 + 100 - placed_well
+    enricher, writer = services[1], services[3]
+    four.until(lambda: open_cases(writer) == 1.0, "the writer tells its open case")
+    assert enricher.status()["breakers"] == {"redis": {"state": "closed", "required": False}}
+
+
+def open_cases(writer: Service) -> float:
+    """Of all classes together, as the writer's metrics tell them."""
+    return sum(float(n) for n in re.findall(r"^errata_cases_open\{.*\} (\S+)$", writer.page("/metrics"), re.M))
 
 
 def slots(four: Chain, number: int) -> dict[bytes, bytes]:

@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 from redis import Connection, ConnectionPool, Redis
-from tests.conformance.context_store import ContextStoreSuite, change, ids, question
+from tests.conformance.context_store import ContextStoreSuite, between, change, ids, question
 
-from errata.adapters.context_redis import RedisContextStore
+from errata.adapters.context_redis import PAGE, SPAN_MOST, RedisContextStore
 from errata.errors import Misconfigured, Unavailable
 from errata.ports import ContextIncomplete
 from errata_services.dev import servers
@@ -92,9 +92,9 @@ def test_stores_of_other_prefixes_see_nothing_of_each_other(opened: Opened) -> N
     one, other = opened(prefix="one."), opened(prefix="other.")
     one.fill([[(change(), 1)]])
     with pytest.raises(ContextIncomplete):
-        other.between([question(0, 9)])
+        between(other, [question(0, 9)])
     other.fill([])
-    assert other.between([question(0, 9)]) == [[]]
+    assert between(other, [question(0, 9)]) == [[]]
 
 
 def test_what_is_thirty_days_older_than_the_newest_goes(opened: Opened) -> None:
@@ -103,9 +103,9 @@ def test_what_is_thirty_days_older_than_the_newest_goes(opened: Opened) -> None:
     store.add([(change(-DAY_MINUTES, "edge"), 1), (change(-DAY_MINUTES - 0.001, "old"), 1)])
     store.add([(change(-DAY_MINUTES - 1, "other", subject="churn"), 1)])
     everything = [question(-2 * DAY_MINUTES, 99 * DAY_MINUTES, subject=name) for name in ("fraud", "churn")]
-    assert [ids(found) for found in store.between(everything)] == [["old", "edge"], ["other"]]
+    assert [ids(found) for found in between(store, everything)] == [["old", "edge"], ["other"]]
     store.add([(change(29 * DAY_MINUTES, "new"), 2)])
-    assert [ids(found) for found in store.between(everything)] == [["edge", "new"], ["other"]]
+    assert [ids(found) for found in between(store, everything)] == [["edge", "new"], ["other"]]
 
 
 class Counting(Connection):
@@ -125,7 +125,7 @@ def test_a_batch_of_questions_is_one_round_trip_and_asks_for_no_key_twice(server
     store.between([])
     client.config_resetstat()
     before = Counting.sent
-    found = store.between([question(at, at + 50, subject=f"s{n}") for at in range(50) for n in (0, 1)])
+    found = between(store, [question(at, at + 50, subject=f"s{n}") for at in range(50) for n in (0, 1)])
     assert Counting.sent - before == 1
     assert client.info("commandstats")["cmdstat_zrange"]["calls"] == 2
     assert sum(map(len, found)) == 50 * 51
@@ -141,14 +141,15 @@ def test_a_change_is_decoded_once_within_its_time_to_live(opened: Opened, client
     store = RedisContextStore(Redis.from_url(server.url), cached_bytes=3 * size, cache_ttl_s=60, clock_s=clock)
     store.fill([[(change(at, f"c{at}"), 1) for at in range(3)]])
     for _ in range(2):
-        assert len(store.between([question(0, 2)])[0]) == 3
+        assert len(between(store, [question(0, 2)])[0]) == 3
     assert (store.misses, store.hits) == (3, 3)
     clock.now_s += 60
-    store.between([question(0, 2)])
+    between(store, [question(0, 2)])
     assert (store.misses, store.hits) == (6, 3)
     store.add([(change(9, "c9"), 1)])
-    store.between([question(9, 9)])  # the fourth pushes out the least used, c0
-    store.between([question(0, 0)])
+    between(store, [question(9, 9)])  # the fourth pushes out the least used: c2, since the nearest are read first
+    assert store.evicted == 1
+    between(store, [question(2, 2)])
     assert (store.misses, store.hits) == (8, 3)
     store.close()
 
@@ -159,15 +160,30 @@ def test_large_changes_are_written_a_megabyte_at_a_time(opened: Opened, client: 
     client.config_resetstat()
     store.add([(change(at, f"c{at}", link="x" * 200_000), 1) for at in range(20)])
     assert client.info("commandstats")["cmdstat_zadd"]["calls"] == 4
-    assert len(store.between([question(0, 20)])[0]) == 20
+    assert len(between(store, [question(0, 20)])[0]) == 20
+
+
+def test_of_a_crowded_subject_only_the_nearest_are_read(opened: Opened) -> None:
+    store = opened()
+    store.fill([[(change(at / 100, f"c{at}"), 1) for at in range(SPAN_MOST + 500)]])
+    store.add([(change(25 + at / 1_000, f"late{at}"), 9) for at in range(3 * PAGE)])  # nearest in time, seen too late
+    everything, early, edge = store.between([question(0, 99, 9), question(0, 1, 9), question(0, 0, 9)], 3)
+    told, left_out = ids(everything.changes), everything.left_out
+    assert told == [f"c{SPAN_MOST + 500 - at}" for at in (3, 2, 1)]
+    assert left_out == SPAN_MOST + 500 - 3
+    assert (ids(early.changes), early.left_out) == (["c98", "c99", "c100"], 98)
+    assert (ids(edge.changes), edge.left_out) == (["c0"], 0)
+    assert store.misses == 7  # all others were only counted
+    whole = store.between([question(0, 99, 9)])[0]
+    assert (len(whole.changes), whole.left_out) == (SPAN_MOST + 500, 0)
 
 
 def test_a_cached_change_hides_no_new_one(opened: Opened) -> None:
     store, other = opened(), opened()
     store.fill([[(change(0, "a"), 1)]])
-    assert ids(store.between([question(0, 9)])[0]) == ["a"]
+    assert ids(between(store, [question(0, 9)])[0]) == ["a"]
     other.add([(change(1, "b"), 1)])
-    assert ids(store.between([question(0, 9)])[0]) == ["a", "b"]
+    assert ids(between(store, [question(0, 9)])[0]) == ["a", "b"]
 
 
 def test_members_errata_did_not_write_are_passed_over_and_counted(opened: Opened, client: Any) -> None:
@@ -177,7 +193,7 @@ def test_members_errata_did_not_write_are_passed_over_and_counted(opened: Opened
     stolen = change(0, "stolen", subject="churn").to_json()
     junk = [b"{", b"\xff", b"7", b'{"seen_us":1}', b'{"change":%b,"seen_us":1}' % stolen, b'{"change":{},"seen_us":1}']
     client.zadd(key, dict.fromkeys(junk, 1_767_614_400_000_000))
-    assert ids(store.between([question(0, 0)])[0]) == ["c1"]
+    assert ids(between(store, [question(0, 0)])[0]) == ["c1"]
     assert store.unreadable == len(junk)
 
 
@@ -185,9 +201,9 @@ def test_a_store_that_was_never_filled_does_not_say_that_there_was_nothing(opene
     store = opened()
     store.add([(change(), 1)])
     with pytest.raises(ContextIncomplete, match="errata context rebuild"):
-        store.between([question(0, 9)])
+        between(store, [question(0, 9)])
     store.fill([])
-    assert ids(store.between([question(0, 9)])[0]) == ["c1"]
+    assert ids(between(store, [question(0, 9)])[0]) == ["c1"]
 
 
 def test_a_store_that_was_emptied_says_so_until_it_is_filled(opened: Opened, client: Any) -> None:
@@ -197,9 +213,9 @@ def test_a_store_that_was_emptied_says_so_until_it_is_filled(opened: Opened, cli
     store.add([(change(1, "later"), 1)])
     for _ in range(9):  # it answers, so no breaker opens
         with pytest.raises(ContextIncomplete):
-            store.between([question(0, 9)])
+            between(store, [question(0, 9)])
     store.fill([[(change(), 1)]])
-    assert ids(store.between([question(0, 9)])[0]) == ["c1", "later"]
+    assert ids(between(store, [question(0, 9)])[0]) == ["c1", "later"]
 
 
 def test_a_store_emptied_while_it_is_filled_does_not_count_as_filled(opened: Opened, client: Any) -> None:
@@ -213,7 +229,7 @@ def test_a_store_emptied_while_it_is_filled_does_not_count_as_filled(opened: Ope
     with pytest.raises(ContextIncomplete, match="while it was filled"):
         store.fill(batches())
     with pytest.raises(ContextIncomplete):
-        store.between([question(0, 9)])
+        between(store, [question(0, 9)])
 
 
 def test_a_store_that_was_restarted_has_to_be_filled_even_from_a_snapshot(
@@ -227,9 +243,9 @@ def test_a_store_that_was_restarted_has_to_be_filled_even_from_a_snapshot(
     for key, content in kept.items():
         client.restore(key, 0, content)
     with pytest.raises(ContextIncomplete):
-        store.between([question(0, 9)])
+        between(store, [question(0, 9)])
     store.fill([])
-    assert ids(store.between([question(0, 9)])[0]) == ["c1"]
+    assert ids(between(store, [question(0, 9)])[0]) == ["c1"]
 
 
 def test_after_three_time_outs_in_a_row_a_frozen_redis_is_left_alone_for_growing_pauses(
@@ -243,21 +259,21 @@ def test_after_three_time_outs_in_a_row_a_frozen_redis_is_left_alone_for_growing
     try:
         for _ in range(3):
             with pytest.raises(Unavailable, match="no answer in time"):
-                store.between([question(0, 9)])
+                between(store, [question(0, 9)])
         assert store.breaker.open
         for pause_s in (0.2, 0.4, 0.8):
             with pytest.raises(Unavailable, match=f"left alone for another {pause_s} s"):
-                store.between([question(0, 9)])
+                between(store, [question(0, 9)])
             clock.now_s += pause_s
             with pytest.raises(Unavailable, match="no answer in time"):
                 store.add([(change(), 1)])
     finally:
         server.thaw()
     with pytest.raises(Unavailable, match="left alone"):  # although it would answer
-        store.between([question(0, 9)])
+        between(store, [question(0, 9)])
     clock.now_s += 1.6
     again = RedisContextStore(Redis.from_url(server.url, socket_timeout=PATIENT_S), clock_s=clock)
-    assert ids(again.between([question(0, 9)])[0]) == ["c1"]
+    assert ids(between(again, [question(0, 9)])[0]) == ["c1"]
     again.close()
 
 

@@ -24,7 +24,7 @@ from errata.ports import Outgoing
 from errata.runtime.worker import Worker
 from errata_services.cli.context import app
 from errata_services.dev import servers
-from errata_services.enricher import Enricher
+from errata_services.enricher import CATCH_UP_S, Enricher
 
 pytestmark = pytest.mark.servers
 
@@ -56,9 +56,9 @@ class Cluster:
         producer.commit()
         producer.close()
 
-    def member(self, instance: str, store: RedisContextStore) -> Worker:
+    def member(self, instance: str, store: RedisContextStore, kind: type[Enricher] = Enricher, **how: Any) -> Worker:
         transport = self.connect(leave_on_close=True)
-        enricher = Enricher(store, transport, lambda *_: CONTRACT, KEY)
+        enricher = kind(store, transport, lambda *_: CONTRACT, KEY, **how)
         return Worker(enricher, transport, instance=instance, build="test", cipher=None)
 
     def told(self) -> list[EnrichedAnomaly]:
@@ -141,6 +141,72 @@ def test_a_change_one_member_reads_is_told_by_the_other_and_an_outage_loses_noth
     assert sorted(len(told.context) for told in cluster.told()) == [1] * 24 + [12] * 12
 
 
+class Trusting(Enricher):
+    """Believes that the other members have stored all that came after its own start."""
+
+    def _catch_up(self) -> None:
+        if self._behind:
+            super()._catch_up()
+
+
+def inputs(member: Worker, topic: str) -> list[int]:
+    return sorted(number for name, number in member._consumer.assignment() if name == topic)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Enricher, {"deploy"}), (Trusting, {"changes"})])
+def test_a_change_that_a_member_held_back_has_not_read_is_told_by_another(
+    cluster: Cluster, kind: type[Enricher], said: set[str]
+) -> None:
+    with closing(cluster.store()) as one, closing(cluster.store()) as two:
+        members = [cluster.member("0", one, kind), cluster.member("1", two, kind)]
+        run(lambda: all(len(inputs(member, ANOMALIES)) == 6 for member in members), *members)
+        runs, held_back = members
+        mine, others = inputs(runs, ANOMALIES), inputs(held_back, CHANGES)
+        cluster.publish(ANOMALIES, found(), partition=mine[0])
+        run(lambda: len(cluster.told()) == 1, runs)  # it has looked up before
+        cluster.publish(CHANGES, change(20), partition=others[0])
+        for partition in mine:
+            cluster.publish(ANOMALIES, found(), partition=partition)
+        run(lambda: len(cluster.told()) == 7, runs)
+        for member in members:
+            member.close()
+    told = [{entry.name for entry in one.context} for one in cluster.told()]
+    assert sorted(told, key=said.__eq__) == [{"changes"}, *[said] * 6]
+
+
+def test_changes_that_cannot_be_read_to_their_end_are_a_gap_after_a_bounded_time(cluster: Cluster) -> None:
+    later_s = [0.0]
+    with closing(cluster.store()) as store:
+        member = cluster.member("0", store, clock_s=lambda: time.monotonic() + later_s[0])
+        cluster.publish(ANOMALIES, found())
+        run(lambda: len(cluster.told()) == 1, member)
+        publisher = cluster.transport.producer("slow-publisher")
+        publisher.begin()
+        publisher.produce(Outgoing(CHANGES, b"employment", json.dumps(change(20)).encode(), partition=7))
+        other = cluster.transport.read_from((CHANGES, 7))
+        wait_for_end(cluster, (CHANGES, 7))
+        cluster.publish(ANOMALIES, found())
+        started_s = time.monotonic()
+        run(lambda: len(cluster.told()) == 2, member)
+        assert time.monotonic() - started_s < 5 * CATCH_UP_S
+        publisher.commit()
+        assert len(list(other)) == 1
+        later_s[0] += 60.0
+        cluster.publish(ANOMALIES, found())
+        run(lambda: len(cluster.told()) == 3, member)
+        member.close()
+    assert [[entry.missing or entry.name for entry in one.context] for one in cluster.told()] == [
+        ["changes"], ["unavailable"], ["deploy"],
+    ]  # fmt: skip
+
+
+def wait_for_end(cluster: Cluster, place: tuple[str, int]) -> None:
+    """Until the broker has what an open transaction wrote."""
+    until_s = time.monotonic() + WAIT_S
+    while cluster.transport.end_offset(place) == 0:
+        assert time.monotonic() < until_s, "nothing was written"
+
+
 def answers(store: RedisContextStore) -> bool:
     """Whether its breaker is not in the way any more."""
     try:
@@ -163,7 +229,7 @@ def test_the_command_fills_an_empty_redis(cluster: Cluster, own_redis: servers.S
         assert result.exception is None, result.exception
         assert result.stdout.strip() == said
     with closing(cluster.store()) as store:
-        (changes,) = store.between([("default", "employment", 0, 2**60, 2**60)])
-    assert [one.change_id for one in changes] == ["c2", "c1"]
+        (found,) = store.between([("default", "employment", 0, 2**60, 2**60)])
+    assert [one.change_id for one in found.changes] == ["c2", "c1"]
     result = CliRunner().invoke(app, ["rebuild"], env={**environment, "ERRATA_REDIS_URL": "redis://127.0.0.1:1/0"})
     assert isinstance(result.exception, Unavailable)

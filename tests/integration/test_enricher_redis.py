@@ -7,11 +7,14 @@ import pytest
 from tests.pipeline.enricher_bench import FOUND_US, Bench, change, failure
 
 from errata.adapters.context_redis import RedisContextStore
+from errata.adapters.prometheus import PrometheusMeter
 from errata.contracts import EnrichedAnomaly
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED
+from errata.runtime.health import Health
+from errata.runtime.telemetry import StageTelemetry
 from errata.runtime.worker import Worker
 from errata_services.dev import servers
-from errata_services.enricher import rebuild_context
+from errata_services.enricher import StoreReport, rebuild_context
 
 pytestmark = pytest.mark.servers
 
@@ -152,3 +155,36 @@ def test_with_redis_down_the_loop_takes_every_record_and_commits_it(stage: Stage
     told = [EnrichedAnomaly.model_validate_json(record.value or b"").context for record in records]
     assert [[entry.missing or entry.name for entry in one] for one in told] == expected
     worker.close()
+
+
+def test_what_the_store_counts_is_told_as_metrics(stage: Stage, server: servers.Server) -> None:
+    meter = PrometheusMeter()
+    health = Health(stage="enricher", instance="0", build="test")
+    report = StoreReport(stage.store, StageTelemetry(meter, "enricher", version="1"), health)
+
+    def told() -> tuple[float, float, float, float]:
+        """Failed calls, hits, misses, breaker."""
+        report()
+        lines = [line.rpartition(" ") for line in meter.exposition()[1].decode().splitlines()]
+        values = {series: value for series, _, value in lines if series.startswith("errata_")}
+        return (
+            float(values['errata_store_errors_total{stage="enricher",store="redis"}']),
+            float(values['errata_cache_operations_total{result="hit",stage="enricher"}']),
+            float(values['errata_cache_operations_total{result="miss",stage="enricher"}']),
+            float(values['errata_breaker_state{dependency="redis",stage="enricher"}']),
+        )
+
+    assert told() == (0, 0, 0, 0)
+    stage.publish(change(20), change(30, change_id="c2"))
+    assert stage.found() == stage.found() == ["deploy", "deploy"]
+    assert told() == told() == (0, 2, 2, 0)
+    server.stop()
+    for _ in range(9):
+        assert stage.found() == ["unavailable"]
+    assert told() == (3, 2, 2, 2)
+    assert health.status()["breakers"] == {"redis": {"state": "open", "required": False}}  # it goes on without
+    server.restart()
+    stage.clock.now_s += 30
+    assert told() == (3, 2, 2, 1)
+    assert stage.found() == ["deploy", "deploy"]
+    assert told()[3] == 0

@@ -1,5 +1,5 @@
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -7,12 +7,15 @@ import pytest
 from tests.pipeline.case_builder import blank_catalogue, case_id, dump, episode, tagged
 
 from errata.adapters.memory import MemoryTransport
+from errata.adapters.prometheus import PrometheusMeter
 from errata.adapters.sql import SqlCatalogue
 from errata.contracts import TaggedCase
 from errata.contracts.topics import TAGGED, TOPICS
 from errata.domain.catalogue.queries import CaseQuery
 from errata.errors import Fenced, StateDamaged, Unavailable
 from errata.ports import CrashHook, Offsets, Outgoing, SinkDeadLetter, never_crash
+from errata.runtime.backoff import Backoff
+from errata.runtime.telemetry import StageTelemetry
 from errata_services.catalog_writer import POINTS, STAGE, CatalogWriterWorker, no_crash
 
 SECRET = "wombat-4711"  # a canary, not a credential
@@ -259,3 +262,85 @@ def test_a_catalogue_ahead_of_its_log_stops_the_writer(tmp_path: Path) -> None:
     _run(_log(*_story()), file)
     with pytest.raises(StateDamaged, match="ahead"):
         _run(_log(tagged()), file)
+
+
+class Looked(SqlCatalogue):
+    """Counts the looks for open cases, and fails them while ``down``."""
+
+    looks, down = 0, False
+
+    def open_cases(self) -> dict[str, int]:
+        if self.down:
+            raise Unavailable("the catalogue does not answer")
+        self.looks += 1
+        return super().open_cases()
+
+
+class Watched:
+    """A writer with metrics and a clock that tests move."""
+
+    def __init__(self, transport: MemoryTransport, file: Path) -> None:
+        self.now_s = 100.0
+        self.catalogue = _open(file, Looked)
+        assert isinstance(self.catalogue, Looked)
+        self.looked: Looked = self.catalogue
+        self.meter = PrometheusMeter()
+        self.writer = CatalogWriterWorker(
+            transport,
+            self.catalogue,
+            "w0",
+            backoff=Backoff(lambda: 0.0, first_s=1.0),
+            clock=lambda: self.now_s,
+            telemetry=StageTelemetry(self.meter, STAGE, version="1"),
+        )
+
+    def value(self, series: str) -> float:
+        lines = self.meter.exposition()[1].decode().splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{series} "))
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    transport = _log(tagged("a"), tagged("b"), tagged("c", 1, "close", 9))
+    watched = Watched(transport, tmp_path / "watched.sqlite")
+    yield watched
+    watched.catalogue.close()
+
+
+def test_what_is_open_is_told_at_most_every_fifteen_seconds(watched: Watched) -> None:
+    data = 'errata_cases_open{root_class="data"}'
+    assert watched.value(data) == 0
+    watched.writer.run_once()
+    assert (watched.value(data), watched.looked.looks) == (2, 1)
+    for _ in range(14):
+        watched.now_s += 1
+        watched.writer.run_once()
+    assert watched.looked.looks == 1
+    watched.now_s += 1
+    watched.writer.run_once()
+    assert watched.looked.looks == 2
+
+
+def test_a_database_that_goes_away_while_nothing_comes_is_found_and_found_back(watched: Watched) -> None:
+    breaker = f'errata_breaker_state{{dependency="postgresql",stage="{STAGE}"}}'
+    errors = f'errata_store_errors_total{{stage="{STAGE}",store="postgresql"}}'
+    watched.writer.run_once()
+    watched.looked.down = True
+    assert watched.writer.run_once() == 0  # not asked
+    assert (watched.value(breaker), watched.value(errors)) == (0, 0)
+    watched.now_s += 15
+    assert watched.writer.run_once() == 0
+    assert (watched.value(breaker), watched.value(errors)) == (2, 1)
+    watched.looked.down = False
+    watched.now_s += 60
+    watched.writer.run_once()
+    assert (watched.value(breaker), watched.value(errors)) == (0, 1)
+    assert watched.value('errata_cases_open{root_class="data"}') == 2
+
+
+def test_without_telemetry_nobody_looks(tmp_path: Path) -> None:
+    catalogue = _open(tmp_path / "c.sqlite", Looked)
+    assert isinstance(catalogue, Looked)
+    _drain(CatalogWriterWorker(_log(tagged("a")), catalogue, "w0"))
+    assert catalogue.looks == 0
+    catalogue.close()

@@ -12,9 +12,9 @@ from errata.adapters.memory import MemoryTransport
 from errata.contracts import ChangeEvent, EnrichedAnomaly, RowRef
 from errata.contracts.strict import rfc3339, to_us
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS, TOPICS
-from errata.domain.diagnosis.context import wanted_changes
+from errata.domain.diagnosis.context import MOST_CHANGES, wanted_changes
 from errata.errors import Unavailable
-from errata.ports import ContextIncomplete, Outgoing, Record, TopicPartition
+from errata.ports import ChangesFound, ContextIncomplete, Offsets, Outgoing, Record, TopicPartition
 from errata.runtime.worker import Worker
 from errata_services.enricher import rebuild_context
 
@@ -77,9 +77,9 @@ class Down(MemoryContextStore):
         self._check()
         super().add(changes)
 
-    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]], most: int | None = None) -> list[ChangesFound]:
         self._check()
-        return super().between(wanted)
+        return super().between(wanted, most)
 
     def _check(self) -> None:
         if not self.up:
@@ -96,14 +96,56 @@ def test_a_store_that_is_down_costs_the_context_and_not_the_event() -> None:
     assert kinds(bench.enrich(failure())) == ["deploy"]
 
 
-def test_an_empty_store_is_rebuilt_when_partitions_are_assigned() -> None:
+def test_changes_of_before_the_start_are_brought_in_whoever_read_them() -> None:
     bench = Bench()
     bench.publish(CHANGES, b"{", change(20), partition=7, at_us=FOUND_US - 1)
     bench._new_changes()  # another process has read them before
-    assert kinds(bench.enrich(failure())) == ["changes"]
-    for partition in range(bench.transport.partitions(CHANGES)):
-        bench.enricher.restore(partition, {})
     assert kinds(bench.enrich(failure())) == ["deploy"]
+
+
+class Asked(MemoryTransport):
+    """A log that counts what of its changes is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(TOPICS)
+        self.ends, self.reads = 0, list[tuple[int, int]]()
+
+    def end_offsets(self, partitions: Iterable[TopicPartition], *, timeout_s: float | None = None) -> Offsets:
+        self.ends += 1
+        return super().end_offsets(partitions, timeout_s=timeout_s)
+
+    def read_from(
+        self, partition: TopicPartition, offset: int = 0, *, timeout_s: float | None = None
+    ) -> Iterator[Record]:
+        if partition[0] == CHANGES:
+            self.reads.append((partition[1], offset))
+        return super().read_from(partition, offset, timeout_s=timeout_s)
+
+
+def test_a_change_that_another_member_is_to_read_is_brought_in_before_the_look_up() -> None:
+    transport = Asked()
+    bench = Bench(transport=transport)
+    assert kinds(read(ask(bench))[0]) == ["changes"]
+    bench.publish(CHANGES, change(20), partition=7, at_us=FOUND_US - 1)  # and nobody reads it
+    assert kinds(read(ask(bench))[0]) == ["deploy"]
+    bench.publish(CHANGES, change(10, change_id="late"), partition=7, at_us=FOUND_US)
+    assert kinds(read(ask(bench))[0]) == ["deploy"]
+    assert transport.reads == [(7, 0), (7, 1)]
+
+
+def test_a_batch_asks_once_where_the_changes_end_and_without_findings_never() -> None:
+    transport = Asked()
+    bench = Bench(transport=transport)
+    bench.enricher.prepare([])
+    transport.ends = 0
+    bench.publish(CHANGES, change(20), change(30, change_id="c2", kind="flag"), at_us=FOUND_US - 1)
+    batch = bench._new_changes()
+    transport.reads.clear()
+    bench.enricher.prepare(batch)
+    assert (transport.ends, transport.reads) == (0, [])
+    assert [kinds(found) for found in read(bench.step(*[failure()] * 50).outputs)] == [["flag", "deploy"]] * 50
+    assert transport.ends == 1
+    assert transport.reads == [(partition, 2 if partition == 0 else 0) for partition in range(12)]  # those of the bench
 
 
 def test_rows_are_read_back_and_redacted() -> None:
@@ -212,7 +254,7 @@ def stored(*seen: tuple[dict[str, Any], int]) -> list[tuple[str, str | None]]:
         store.add([(ChangeEvent.model_validate_json(json.dumps(said)), at_us)])
     onset_us = to_us(ONSET)
     (found,) = store.between([("default", "employment", onset_us - 86_400_000_000, onset_us, 10)])
-    return [(one.change_id, one.to) for one in found]
+    return [(one.change_id, one.to) for one in found.changes]
 
 
 def test_the_store_orders_by_time_and_id_and_takes_a_change_once() -> None:
@@ -297,7 +339,7 @@ def test_rebuilding_fills_a_store_from_the_topic_and_tells_how_far_it_is() -> No
     store, told = MemoryContextStore(), list[tuple[int, int]]()
     assert rebuild_context(bench.transport, store, lambda done, total: told.append((done, total))) == 6
     (found,) = store.between([wanted_changes(failure())])
-    assert [one.change_id for one in found] == ["c34", "c33", "c32", "c31", "c30", "c1"]
+    assert [one.change_id for one in found.changes] == ["c34", "c33", "c32", "c31", "c30", "c1"]
     assert told == sorted(told)
     assert told[-1] == (7, 7)
 
@@ -317,10 +359,10 @@ class Lost(Down):
         self.lost = False
         return count
 
-    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]], most: int | None = None) -> list[ChangesFound]:
         if self.lost:
             raise ContextIncomplete("emptied")
-        return super().between(wanted)
+        return super().between(wanted, most)
 
 
 def test_a_store_that_lost_its_content_is_filled_before_it_is_believed() -> None:
@@ -341,9 +383,6 @@ def test_what_other_members_could_not_store_is_brought_in_after_an_outage() -> N
     bench._new_changes()  # read by another member, which then was killed
     store.up = True
     assert kinds(bench.enrich(failure())) == ["deploy"]
-    bench.publish(CHANGES, change(10, change_id="c2", kind="flag"), partition=7)
-    bench._new_changes()
-    assert kinds(bench.enrich(failure())) == ["deploy"]  # without an outage the topic is not read again
 
 
 class Hanging(Slow):
@@ -351,7 +390,9 @@ class Hanging(Slow):
 
     tries = 0
 
-    def read_from(self, partition: TopicPartition, offset: int = 0) -> Iterator[Record]:
+    def read_from(
+        self, partition: TopicPartition, offset: int = 0, *, timeout_s: float | None = None
+    ) -> Iterator[Record]:
         if partition[0] == CHANGES:
             self.tries += 1
             self.now_s += self.takes_s
@@ -382,6 +423,51 @@ def ask(bench: Bench) -> list[Outgoing]:
     return bench.enricher.step(batch, bench.enricher.prepare(batch)).outputs
 
 
+class Long(Slow):
+    """A log of changes that takes ``takes_s`` for each thousand of them, within the time it is given."""
+
+    def read_from(
+        self, partition: TopicPartition, offset: int = 0, *, timeout_s: float | None = None
+    ) -> Iterator[Record]:
+        until_s = None if timeout_s is None else self.now_s + timeout_s
+        for number, record in enumerate(super().read_from(partition, offset)):
+            if partition[0] == CHANGES and number % 1_000 == 0:
+                self.now_s += self.takes_s
+                if until_s is not None and self.now_s > until_s:
+                    raise Unavailable("took longer")
+            yield record
+
+
+def test_many_changes_at_once_are_gaps_until_they_are_read_and_each_try_goes_on_where_the_last_ended() -> None:
+    transport = Long()
+    bench = Bench(transport=transport, clock_s=lambda: transport.now_s)
+    assert kinds(read(ask(bench))[0]) == ["changes"]
+    transport.takes_s = 0.9
+    many = [change(1 + at / 1_000, change_id=f"c{at}", subject="other") for at in range(3_000)]
+    bench.publish(CHANGES, *many, change(20), partition=3, at_us=FOUND_US - 1)
+    told: list[str] = []
+    while not told or told[-1] != "deploy":
+        assert len(told) < 9
+        started_s = transport.now_s
+        (entry,) = read(ask(bench))[0].context
+        told.append(entry.missing or entry.name)
+        assert transport.now_s - started_s < 4
+    assert told == ["unavailable", "deploy"]
+
+
+def test_a_case_carries_the_changes_nearest_before_its_onset_and_how_many_others_there_were() -> None:
+    bench = Bench()
+    many = [change(1 + at, change_id=f"c{at:03}") for at in range(MOST_CHANGES + 80)]
+    bench.publish(CHANGES, *many, change(-1, change_id="after"), change(25 * 60, change_id="older"), at_us=FOUND_US - 1)
+    *entries, rest = bench.enrich(failure()).context
+    near = [f"c{at:03}" for at in reversed(range(MOST_CHANGES))]
+    assert [entry.value["change_id"] for entry in entries] == near
+    assert (rest.name, rest.value, rest.missing) == ("changes", {"left_out": 80}, None)
+    bench = Bench()
+    bench.publish(CHANGES, *many[:MOST_CHANGES], at_us=FOUND_US - 1)
+    assert kinds(bench.enrich(failure())) == ["deploy"] * MOST_CHANGES
+
+
 def test_an_empty_batch_brings_in_what_is_missing() -> None:
     store = Down()
     bench = Bench(store=store)
@@ -389,7 +475,7 @@ def test_an_empty_batch_brings_in_what_is_missing() -> None:
     bench.step()
     store.up = True
     bench.enricher.prepare([])
-    assert [one.change_id for one in store.between([wanted_changes(failure())])[0]] == ["c1"]
+    assert [one.change_id for one in store.between([wanted_changes(failure())])[0].changes] == ["c1"]
 
 
 def test_the_worker_goes_on_while_the_store_is_down() -> None:

@@ -56,6 +56,11 @@ def test_without_embedded_it_says_so(file: Path, data: Path) -> None:
     assert not data.exists()
 
 
+def test_only_a_service_can_leave_a_group(file: Path, data: Path) -> None:
+    assert fault(errata("run", "--embedded", "--leave", "--input", file, "--data", data)).startswith("--leave: ")
+    assert not data.exists()
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, data: Path) -> None:
     gone = tmp_path / "gone.jsonl"
     assert str(gone) in fault(errata("run", "--embedded", "--input", gone, "--data", data))

@@ -82,6 +82,18 @@ def test_the_goals_of_the_issue_stand_in_the_file() -> None:
         "permuted_cases": "≤ 1",
         "error_rate_delay": "≤ 1.15",
         "error_rate_missed": "≤ 0",
+        "kafka_naive": "≥ 2",
+        "kafka_faust": "≥ 8",
+        "kafka_quixstreams": "≥ 1.3",
+        "naive_at_least": "≥ 4",
+        "naive_at_most": "≤ 8",
+        "kafka_missed": "≤ 0",
+        "kafka_differences": "≤ 0",
+        "transactions_5000": "≥ 0.9",
+        "transactions_2000": "≥ 0.8",
+        "latency_p50_ms": "≤ 100",
+        "latency_p99_ms": "≤ 500",
+        "latency_lost": "≤ 0",
     }
 
 

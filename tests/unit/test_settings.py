@@ -65,6 +65,13 @@ def test_any_property_of_the_kafka_client_can_be_given() -> None:
     assert settings.kafka == {"bootstrap.servers": "a:9092,b:9092", "sasl.mechanisms": "SCRAM-SHA-512"}
 
 
+def test_a_service_stays_in_its_group_unless_it_is_told_to_leave() -> None:
+    assert not read_service_settings({}).leave
+    assert read_service_settings({"ERRATA_LEAVE": "true"}).leave
+    with pytest.raises(Misconfigured, match="ERRATA_LEAVE"):
+        read_service_settings({"ERRATA_LEAVE": "at once"})
+
+
 def test_secrets_may_stand_in_files(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("postgresql://u:hunter2@db/errata\n")
     (tmp_path / "password").write_text("hunter3\n")

@@ -21,6 +21,7 @@ from errata.errors import Aborted, Fenced, Misconfigured, RefusedSchema, StateDa
 from errata.ports import DeadInput, Offsets, Outgoing, Record, StateChange, StepResult, TopicPartition
 from errata.runtime.crash_points import POINTS, CrashPoint, CrashPoints
 from errata.runtime.dead_letters import read_dead_letter, read_payload
+from errata.runtime.health import Health
 from errata.runtime.worker import Worker
 
 STAGE = "counter"
@@ -370,12 +371,15 @@ def test_workers_share_the_partitions_and_hand_their_state_over() -> None:
     transport = MemoryTransport(topics())
     feed(transport, ["x"] * 6)
     first_stage, second_stage = Counter(), Counter()
-    first = worker(transport, first_stage)
+    healths = [Health(stage=STAGE, instance=instance, build="test") for instance in ("0", "1")]
+    first = worker(transport, first_stage, health=healths[0])
     run(first)
-    second = worker(transport, second_stage, instance="1")
+    second = worker(transport, second_stage, instance="1", health=healths[1])
     for _ in range(3):
         first.run_once()
         second.run_once()
+    shown = [{one["partition"] for one in health.status()["partitions"]} for health in healths]
+    assert shown == [first_stage.counts.keys(), second_stage.counts.keys()]
     assert first_stage.counts.keys() | second_stage.counts.keys() == {0, 1, 2}
     assert not first_stage.counts.keys() & second_stage.counts.keys()
     feed(transport, ["x"] * 6)

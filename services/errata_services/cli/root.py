@@ -30,7 +30,7 @@ On Kafka: [bold]errata dev up[/bold] starts servers on this machine, or name you
 ERRATA_KAFKA__BOOTSTRAP_SERVERS. Then [bold]errata topics apply[/bold], [bold]errata catalog migrate[/bold], and
 [bold]errata run SERVICE[/bold] for each of anomaly-detector, enricher, tagger and catalog-writer.
 
-Exit codes: 0 done, 1 something was found wrong, 2 the command line is wrong, 70 state is damaged,
+Exit codes: 0 done, 1 something was found wrong, 2 the command line is wrong, 70 an invariant is broken,
 75 try again, 78 a setting or file is wrong. Read commands take --json. NO_COLOR is honoured.
 """
 

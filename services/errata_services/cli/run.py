@@ -39,6 +39,10 @@ class Service(StrEnum):
 def run(
     service: Annotated[Service | None, typer.Argument(help="The service to run, on Kafka.", show_default=False)] = None,
     supervise: Annotated[bool, typer.Option("--supervise", help="Start the service again when it may go on.")] = False,
+    leave: Annotated[
+        bool,
+        typer.Option("--leave", help="Tell the group at the end: others take over at once. For scaling in."),
+    ] = False,
     embedded: Annotated[bool, typer.Option("--embedded", help="All stages in this process, without Kafka.")] = False,
     file: Annotated[Path | None, typer.Option("--input", help="JSONL of events; - reads standard input.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Lines of one transaction, at most; 1 to 5,000.")] = None,
@@ -49,7 +53,8 @@ def run(
 
     A service is set up by variables: ERRATA_KAFKA__BOOTSTRAP_SERVERS, ERRATA_KEY, ERRATA_REDIS_URL for the enricher,
     ERRATA_DATABASE_URL for the catalog-writer. Run as many of each as there are partitions, ERRATA_INSTANCE telling
-    them apart.
+    them apart. One that is stopped keeps its partitions for the session time-out, so that a restart moves none; with
+    --leave (or ERRATA_LEAVE=true) the others get them at once.
 
     Embedded, a line with event_id is a prediction, with outcome_id an outcome, with change_id a change. A run that was
     killed goes on where it stopped; the same file again changes nothing.
@@ -58,21 +63,24 @@ def run(
         raise Misconfigured("run: name one service, or say --embedded --input FILE")
     if service is not None:
         if supervise:
-            _supervised(service.value)
+            _supervised(service.value, leave)
         else:
-            run_service(service.value, read_service_settings())
+            settings = read_service_settings()
+            run_service(service.value, settings.model_copy(update={"leave": leave or settings.leave}))
         return
+    if leave:
+        raise Misconfigured("--leave: is for a service on Kafka; leave it out with --embedded")
     if file is None:
         raise Misconfigured("--input: is missing; name a JSONL file, or - for standard input")
     _embedded(file, batch_size, as_json, data)
 
 
-def _supervised(service: str) -> None:
+def _supervised(service: str, leave: bool) -> None:
     """Keep a service running. Ends when it is asked to, or with the service's exit code when that is final."""
     read_service_settings()  # faults are told at once, not by a child
     stopping = Event()
     stop_on_signals(stopping)
-    command = [sys.executable, "-m", "errata_services.cli", "run", service]
+    command = [sys.executable, "-m", "errata_services.cli", "run", *(["--leave"] if leave else []), service]
     supervisor = Supervisor([command], {}, None, lambda line: typer.echo(line, err=True))
     try:
         while not stopping.is_set():

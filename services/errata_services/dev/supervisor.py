@@ -17,7 +17,7 @@ LONGEST_PAUSE_S = 60.0
 SETTLED_S = 60.0  # who ran this long starts again with the first pause
 RUNBOOK = "deploy/runbooks/ErrataServiceDown.md"
 FINAL = {  # starting again would not help: what it is; the runbook tells what does
-    70: "its state is damaged",
+    70: "an invariant is broken: damaged state, or a bug",
     78: "a setting is wrong, or a newer instance has taken over",
 }
 

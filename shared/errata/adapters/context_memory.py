@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from errata.contracts import ChangeEvent
 from errata.contracts.strict import to_us
+from errata.ports import ChangesFound
 
 
 class _Kept(NamedTuple):
@@ -47,8 +48,8 @@ class MemoryContextStore:
             count += len(batch)
         return count
 
-    def between(self, wanted: Sequence[tuple[str, str, int, int, int]]) -> list[list[ChangeEvent]]:
-        return [self._between(*one) for one in wanted]
+    def between(self, wanted: Sequence[tuple[str, str, int, int, int]], most: int | None = None) -> list[ChangesFound]:
+        return [nearest(self._between(*one), most) for one in wanted]
 
     def _between(
         self, tenant: str, subject: str, from_us: int, until_us: int, seen_before_us: int
@@ -59,6 +60,12 @@ class MemoryContextStore:
         first = bisect_left(known.in_order, from_us, key=_time_us)
         past = bisect_right(known.in_order, until_us, key=_time_us)
         return [kept.change for kept in known.in_order[first:past] if kept.seen_us < seen_before_us]
+
+
+def nearest(changes: list[ChangeEvent], most: int | None) -> ChangesFound:
+    """The last ``most`` of changes that are in order."""
+    left_out = 0 if most is None else max(0, len(changes) - most)
+    return ChangesFound(changes[left_out:], left_out)
 
 
 def _time_us(kept: _Kept) -> int:

@@ -7,10 +7,13 @@ so Redis needs no persistence; it must not evict keys on its own (``maxmemory-po
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
+import msgspec
 from pydantic import ValidationError
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -23,12 +26,13 @@ from errata.contracts import ChangeEvent
 from errata.contracts.base import Part
 from errata.contracts.strict import to_us
 from errata.errors import Misconfigured, Unavailable
-from errata.ports import ContextIncomplete
+from errata.ports import ChangesFound, ContextIncomplete
 
 TIMEOUT_S: Final = 0.05
 KEPT_US: Final = 30 * 86_400 * 1_000_000  # as long as their topic keeps them
 EXPIRY_S: Final = 31 * 86_400
 BATCH, BATCH_BYTES = 500, 1_000_000  # changes of one round trip, and their bytes but for the one that passes it
+SPAN_MOST, PAGE = 2_000, 200  # members read of a subject at once; then, a question
 FILLING_EXPIRY_S: Final = 86_400
 CACHED_BYTES, CACHE_TTL_S = 16 * 2**20, 600.0
 
@@ -41,6 +45,32 @@ class _Entry(Part):
 
     change: ChangeEvent
     seen_us: int
+
+
+class _ChangeHead(msgspec.Struct, gc=False):
+    change_id: str
+    tenant: str
+    subject: str
+    time: datetime
+
+
+class _Head(msgspec.Struct, gc=False):
+    """What of an `_Entry` decides whether it is an answer: a tenth of the work of reading all of it."""
+
+    change: _ChangeHead
+    seen_us: int
+
+
+_head = msgspec.json.Decoder(_Head).decode
+
+
+class _Seen(NamedTuple):
+    """A readable member; sorts by time and id."""
+
+    time_us: int
+    change_id: str
+    seen_us: int
+    member: bytes
 
 
 class RedisContextStore:
@@ -99,6 +129,11 @@ class RedisContextStore:
         return self._decoded.misses
 
     @property
+    def evicted(self) -> int:
+        """Changes that had to make room for others, so far."""
+        return self._decoded.evicted
+
+    @property
     def unreadable(self) -> int:
         """Members passed over so far because errata did not write them."""
         return self._decoded.unreadable
@@ -128,14 +163,45 @@ class RedisContextStore:
         self._call(lambda: self._declare_filled(token))
         return count
 
-    def between(self, wanted: Sequence[Question]) -> list[list[ChangeEvent]]:
-        """See ``ContextStore.between``; one round trip for all questions. No question: only whether it may be asked."""
+    def between(self, wanted: Sequence[Question], most: int | None = None) -> list[ChangesFound]:
+        """See ``ContextStore.between``; one round trip for all questions. No question: only whether it may be asked.
+
+        A subject with more changes than `SPAN_MOST` in the asked time costs a round trip for each question of it,
+        which reads the nearest only: then what is left out is counted as records, a change told twice as two.
+        """
         spans = _spans(wanted)
-        found = self._call(lambda: self._read(spans))
-        entries: dict[tuple[str, str], list[_Entry]] = {}
+        found = self._call(lambda: self._read(spans, None if most is None else SPAN_MOST + 1))
+        seen: dict[tuple[str, str], list[_Seen]] = {}
+        crowded: set[tuple[str, str]] = set()
         for (tenant, subject, _, _), members in zip(spans, found, strict=True):
-            entries.setdefault((tenant, subject), []).extend(self._decoded.entries(members, tenant, subject))
-        return [_answer(entries[question[0], question[1]], question) for question in wanted]
+            if most is not None and len(members) > SPAN_MOST:
+                crowded.add((tenant, subject))
+            else:
+                seen.setdefault((tenant, subject), []).extend(self._decoded.seen(members, tenant, subject))
+        read = self._decoded.reading()
+        return [
+            self._nearest(question, most or 0, read)
+            if question[:2] in crowded
+            else _answer(seen[question[:2]], question, most, read)
+            for question in wanted
+        ]
+
+    def _nearest(self, question: Question, most: int, read: Callable[[bytes], ChangeEvent | None]) -> ChangesFound:
+        """The answer to one question from as few members as it takes."""
+        tenant, subject, from_us, until_us, _ = question
+        key = self._key(tenant, subject)
+        seen: list[_Seen] = []
+        asked = total = 0
+        while True:
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.zcount(key, from_us, until_us)
+            pipeline.zrange(key, until_us, from_us, desc=True, byscore=True, offset=asked, num=PAGE)
+            total, members = self._call(pipeline.execute)
+            asked += len(members)
+            seen += self._decoded.seen(members, tenant, subject)
+            answer = _answer(seen, question, most, read)
+            if len(answer.changes) == most or len(members) < PAGE:
+                return ChangesFound(answer.changes, answer.left_out + max(0, total - asked))
 
     def close(self) -> None:
         self._client.close()
@@ -151,12 +217,14 @@ class RedisContextStore:
             pipeline.expire(key, EXPIRY_S)
         return pipeline
 
-    def _read(self, spans: Sequence[tuple[str, str, int, int]]) -> list[list[bytes]]:
+    def _read(self, spans: Sequence[tuple[str, str, int, int]], most: int | None) -> list[list[bytes]]:
+        """The members of each span, or its last ``most``."""
+        limit: Any = {} if most is None else {"offset": 0, "num": most}
         pipeline = self._client.pipeline(transaction=False)
         pipeline.get(self._root)
         pipeline.info("server")
         for tenant, subject, from_us, until_us in spans:
-            pipeline.zrange(self._key(tenant, subject), from_us, until_us, byscore=True)
+            pipeline.zrange(self._key(tenant, subject), until_us, from_us, desc=True, byscore=True, **limit)
         filled, server, *found = pipeline.execute()
         if filled != _server_id(server):
             raise ContextIncomplete(
@@ -197,27 +265,41 @@ class RedisContextStore:
 
 
 class _Decoded:
-    """Members as entries, the most used ones kept: a member never changes, so an entry can only be out of use.
+    """Members as changes, the most used ones kept: a member never changes, so what it says can only be out of use.
 
     To decode a change costs several times what it costs to read it.
     """
 
     def __init__(self, most_bytes: int, ttl_s: float, clock_s: Callable[[], float]) -> None:
         self._most_bytes, self._ttl_s, self._clock_s = most_bytes, ttl_s, clock_s
-        self._kept: OrderedDict[bytes, tuple[float, _Entry]] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[float, ChangeEvent]] = OrderedDict()
         self._bytes = 0
-        self.hits = self.misses = self.unreadable = 0
+        self.hits = self.misses = self.evicted = self.unreadable = 0
 
-    def entries(self, members: Iterable[bytes], tenant: str, subject: str) -> list[_Entry]:
-        """The entries of a subject's set. What is not one is counted and passed over: Redis is input like any other."""
+    def seen(self, members: Iterable[bytes], tenant: str, subject: str) -> list["_Seen"]:
+        """The members of a subject's set. What is not one is counted and passed over: Redis is input like any other."""
+        found: list[_Seen] = []
+        for member in members:
+            try:
+                head = _head(member)
+                change = head.change
+                own = (change.tenant, change.subject) == (tenant, subject)
+                one = _Seen(to_us(change.time), change.change_id, head.seen_us, member)
+            except (msgspec.DecodeError, UnicodeDecodeError, TypeError):  # of these, a time without an offset
+                own = False
+            if own:
+                found.append(one)
+            else:
+                self.unreadable += 1
+        return found
+
+    def reading(self) -> Callable[[bytes], ChangeEvent | None]:
+        """Reads members now, each once; None for one that cannot be read."""
         now_s = self._clock_s()
         self._drop_unused_since(now_s - self._ttl_s)
-        found = [entry for member in members if (entry := self._entry(member, now_s)) is not None]
-        own = [entry for entry in found if (entry.change.tenant, entry.change.subject) == (tenant, subject)]
-        self.unreadable += len(found) - len(own)
-        return own
+        return lru_cache(maxsize=None)(lambda member: self._change(member, now_s))
 
-    def _entry(self, member: bytes, now_s: float) -> _Entry | None:
+    def _change(self, member: bytes, now_s: float) -> ChangeEvent | None:
         kept = self._kept.pop(member, None)
         if kept is not None:
             self.hits += 1
@@ -225,15 +307,16 @@ class _Decoded:
             return kept[1]
         self.misses += 1
         try:
-            entry = _Entry.model_validate_json(member)
+            change = _Entry.model_validate_json(member).change
         except ValidationError:
             self.unreadable += 1
             return None
-        self._kept[member] = (now_s, entry)
+        self._kept[member] = (now_s, change)
         self._bytes += len(member)
         while self._bytes > self._most_bytes:
             self._drop_least_used()
-        return entry
+            self.evicted += 1
+        return change
 
     def _drop_unused_since(self, time_s: float) -> None:
         while self._kept and next(iter(self._kept.values()))[0] <= time_s:
@@ -270,18 +353,30 @@ def _spans(wanted: Sequence[Question]) -> list[tuple[str, str, int, int]]:
     return spans
 
 
-def _answer(entries: Sequence[_Entry], question: Question) -> list[ChangeEvent]:
+def _answer(
+    seen: Iterable[_Seen], question: Question, most: int | None, read: Callable[[bytes], ChangeEvent | None]
+) -> ChangesFound:
+    """The last ``most`` of what was asked for; only those are read."""
+    in_order = _in_order(seen, question)
+    changes: list[ChangeEvent] = []
+    while in_order and (most is None or len(changes) < most):
+        change = read(in_order.pop().member)
+        if change is not None:
+            changes.append(change)
+    return ChangesFound(changes[::-1], len(in_order))
+
+
+def _in_order(seen: Iterable[_Seen], question: Question) -> list[_Seen]:
+    """What was asked for, by time and id; of each id the record seen first."""
     _, _, from_us, until_us, seen_before_us = question
-    first: dict[str, tuple[int, int, ChangeEvent]] = {}
-    for entry in entries:
-        change, time_us = entry.change, to_us(entry.change.time)
-        if entry.seen_us >= seen_before_us or not from_us <= time_us <= until_us:
+    first: dict[str, _Seen] = {}
+    for one in seen:
+        if one.seen_us >= seen_before_us or not from_us <= one.time_us <= until_us:
             continue
-        known = first.get(change.change_id)
-        if known is None or (entry.seen_us, time_us) < known[:2]:
-            first[change.change_id] = (entry.seen_us, time_us, change)
-    in_order = sorted(first.values(), key=lambda one: (one[1], one[2].change_id))
-    return [change for *_, change in in_order]
+        known = first.get(one.change_id)
+        if known is None or (one.seen_us, one.time_us) < (known.seen_us, known.time_us):
+            first[one.change_id] = one
+    return sorted(first.values())
 
 
 def _server_id(info: Any) -> bytes:

@@ -17,7 +17,7 @@ from errata.adapters.journal import Commits, Frame, Journal
 from errata.contracts.topics import OUTCOMES, PREDICTIONS, Topic
 from errata.domain.partitioner import partition_of
 from errata.errors import Aborted, Fenced, Misconfigured, StateDamaged
-from errata.ports import Consumer, Headers, OnPartitions, Outgoing, Record, TopicPartition
+from errata.ports import Consumer, Headers, Offsets, OnPartitions, Outgoing, Record, TopicPartition
 
 RECORD_TIME_HEADER = "errata-record-time-us"
 DEFAULT_RETENTION = {PREDICTIONS: 100_000, OUTCOMES: 100_000}  # records a partition
@@ -119,7 +119,9 @@ class MemoryTransport:
         self._epochs[transactional_id] = epoch
         return MemoryProducer(self, transactional_id, epoch)
 
-    def read_from(self, partition: TopicPartition, offset: int = 0) -> Iterator[Record]:
+    def read_from(
+        self, partition: TopicPartition, offset: int = 0, *, timeout_s: float | None = None
+    ) -> Iterator[Record]:
         log = self._log(partition)
         return iter(log.records[log.index(offset) :])
 
@@ -134,6 +136,9 @@ class MemoryTransport:
 
     def end_offset(self, partition: TopicPartition) -> int:
         return self._log(partition).end
+
+    def end_offsets(self, partitions: Iterable[TopicPartition], *, timeout_s: float | None = None) -> Offsets:
+        return {partition: self._log(partition).end for partition in partitions}
 
     def advance_record_time(self, us: int) -> None:
         """Records committed from now on get at least this record time; it never goes back."""

@@ -180,11 +180,10 @@ def check_position(
 
     Raises ``StateDamaged`` with reason ``state_behind`` (the changelog lacks a transaction), ``state_ahead`` (the group
     was rewound) or ``config`` (the state was made by detectors of another configuration). Nothing on either side is a
-    fresh start.
+    fresh start: ``committed`` is without offsets that a group was only given to begin at, wherever its log begins.
     """
     for name in inputs:
         at = position.inputs[name].end if position and name in position.inputs else 0
-        # A group may be set to an offset before its first transaction, so what nobody wrote down is no difference.
         group_at = committed.get((name, partition), 0)
         if position is None and group_at == 0:
             continue

@@ -4,13 +4,17 @@ Receipts of a partition form a chain, ``from`` of one being ``to`` of the one be
 duplicate.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from errata.contracts import Receipt, ReceiptInput
 from errata.contracts.strict import instant
 from errata.contracts.topics import LEDGER
 from errata.ports import Outgoing, Record, TopicPartition
+
+_place, _offset = itemgetter(0, 1), itemgetter(2)  # of a record: its topic and partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +26,12 @@ class Taken:
     delivered: int
 
 
-def taken_by_partition(batch: Iterable[Record], expected: Mapping[TopicPartition, int]) -> dict[TopicPartition, Taken]:
+def taken_by_partition(batch: Sequence[Record], expected: Mapping[TopicPartition, int]) -> dict[TopicPartition, Taken]:
     """What ``batch`` has of each of its partitions; ``expected`` is the next offset of the partitions known so far."""
-    taken: dict[TopicPartition, Taken] = {}
-    for record in batch:
-        place = (record.topic, record.partition)
-        so_far = taken.get(place)
-        start = so_far.start if so_far else expected.get(place, record.offset)
-        taken[place] = Taken(start, record.offset + 1, so_far.delivered + 1 if so_far else 1)
-    return taken
+    places, offsets = list(map(_place, batch)), list(map(_offset, batch))
+    delivered, last = Counter(places), dict(zip(places, offsets, strict=True))
+    first = {**dict(zip(reversed(places), reversed(offsets), strict=True)), **expected}
+    return {place: Taken(first[place], last[place] + 1, n) for place, n in delivered.items()}
 
 
 def receipt(

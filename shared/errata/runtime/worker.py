@@ -330,8 +330,8 @@ class Worker:
                 began_s = self._clock()
                 self._stage.restore(number, self._restored(number, committed))
                 self._telemetry.restored(self._clock() - began_s)
-        self._next.update(committed)
-        self._rebalanced("assigned")
+        self._next.update({place: self._consumer.position(place) for place in partitions} | committed)
+        self._rebalanced("assigned", self._consumer.assignment())
 
     def _restored(self, number: int, committed: Offsets) -> dict[bytes, bytes]:
         if self._state_topic is None:
@@ -350,10 +350,9 @@ class Worker:
         for number in sorted({number for topic, number in partitions if topic == self._stage.input}):
             self._logs.pop(number, None)
             self._stage.revoke(number)
-        self._rebalanced("revoked")
+        self._rebalanced("revoked", self._consumer.assignment() - partitions)  # they are held until this returns
 
-    def _rebalanced(self, kind: RebalanceKind) -> None:
-        assigned = self._consumer.assignment()
+    def _rebalanced(self, kind: RebalanceKind, assigned: set[TopicPartition]) -> None:
         self._telemetry.rebalanced(kind, sum(topic == self._stage.input for topic, _ in assigned))
         self._health.assigned({place: self._next.get(place, 0) for place in assigned})
 

@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic, sleep
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, but not in the way mypy wants
     AdminClient,
     AlterConfigOpType,
@@ -24,6 +24,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 from errata.adapters.kafka import config
 from errata.adapters.kafka.connection import (
     ANSWER_TIMEOUT_S,
+    BEGINS_HERE,
     Connection,
     earliest_offsets,
     latest_offsets,
@@ -32,7 +33,7 @@ from errata.adapters.kafka.connection import (
 )
 from errata.adapters.kafka.failures import error_of
 from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS, STAGES, TAGGED, TOPICS, Topic
-from errata.errors import Misconfigured, Unavailable
+from errata.errors import ErrataError, Misconfigured, Unavailable
 from errata.ports import Offsets
 from errata.ports import TopicPartition as Place
 
@@ -58,6 +59,7 @@ _STATE: Mapping[str, str] = {
     "delete.retention.ms": str(24 * 3_600_000),
 }
 
+T = TypeVar("T")
 Action = Literal["create", "grow", "set", "offsets", "refuse", "warn"]
 
 
@@ -230,7 +232,8 @@ def _plan_offsets(
     cluster: _Cluster,
 ) -> None:
     places = [(name, number) for name in inputs for number in range(topics[name].partitions)]
-    committed = _committed(connection, admin, group, [place for place in places if place[0] in cluster.counts])
+    there = [place for place in places if place[0] in cluster.counts]
+    committed = _settled(partial(_committed, connection, admin, group, there), passing=(Unavailable,))
     missing = [place for place in places if place not in committed]
     if not missing:
         return
@@ -331,9 +334,11 @@ def _led(connection: Connection, admin: AdminClient, made: Sequence[NewTopic]) -
 def _set_offsets(connection: Connection, group: str, places: list[Place]) -> Offsets:
     admin = connection.admin()  # one that once saw a topic without leaders remembers it for long
     starts = earliest_offsets(connection, admin, places)
-    request = ConsumerGroupTopicPartitions(
-        connection.full(group), [connection.at(place, starts[place]) for place in places]
-    )
+    marked = [
+        TopicPartition(connection.full(topic), number, starts[topic, number], metadata=BEGINS_HERE)
+        for topic, number in places
+    ]
+    request = ConsumerGroupTopicPartitions(connection.full(group), marked)
     futures = admin.alter_consumer_group_offsets([request], request_timeout=ANSWER_TIMEOUT_S)
     doing = f"offsets of group {group}"
     try:
@@ -348,14 +353,13 @@ def _set_offsets(connection: Connection, group: str, places: list[Place]) -> Off
     return starts
 
 
-def _settled(act: Callable[[], object]) -> None:
-    """A topic is made before every broker knows it: ask again until they do."""
+def _settled(act: Callable[[], T], passing: tuple[type[ErrataError], ...] = (Misconfigured, Unavailable)) -> T:
+    """A topic is made before every broker knows it, and a group's coordinator loads: ask again until they do."""
     deadline_s = monotonic() + SETTLE_TIMEOUT_S
     while True:
         try:
-            act()
-            return
-        except (Misconfigured, Unavailable):
+            return act()
+        except passing:
             if monotonic() > deadline_s:
                 raise
             sleep(SETTLE_PAUSE_S)

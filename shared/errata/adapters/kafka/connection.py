@@ -5,8 +5,10 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from time import monotonic
+from threading import Thread
+from time import monotonic, sleep
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -14,12 +16,15 @@ from confluent_kafka.admin import AdminClient, ClusterMetadata, OffsetSpec  # ty
 from confluent_kafka.cimpl import ISOLATION_LEVEL_READ_UNCOMMITTED
 
 from errata.adapters.kafka import config
-from errata.adapters.kafka.failures import Diagnosis, bad_property, error_of, failure
+from errata.adapters.kafka.failures import MOVED, Diagnosis, bad_property, error_of, failure
 from errata.errors import ErrataError, Misconfigured
 from errata.ports import TopicPartition as Place
 
 ANSWER_TIMEOUT_S = 10.0
 ANSWER_SLICE_S = 2.5
+ELECTION_POLL_S = 0.1
+CLOSE_TIMEOUT_S = 15.0
+BEGINS_HERE = "errata: begins here"  # kept beside an offset that a group was given before any member committed one
 STATISTICS_INTERVAL_MS = "2000"
 
 OnStats = Callable[[dict[str, Any]], None]
@@ -50,6 +55,9 @@ class Connection:
             return TopicPartition(self.prefix + topic, number)
         return TopicPartition(self.prefix + topic, number, offset)
 
+    def session_timeout_s(self) -> float:
+        return int(config.client_properties("consumer", self.properties)["session.timeout.ms"]) / 1_000
+
     def consumer(self, kind: config.Kind, more: Mapping[str, str]) -> Consumer:
         made: Consumer = self._made(Consumer, kind, more)
         return made
@@ -71,7 +79,7 @@ class Connection:
     def _made(self, client: type[Any], kind: config.Kind, more: Mapping[str, Any]) -> Any:
         properties: dict[str, Any] = {**config.client_properties(kind, self.properties), **more}
         callbacks: dict[str, Any] = {"error_cb": self.diagnosis.note, "logger": _LOG}
-        if kind == "consumer" or (kind == "producer" and self.on_stats is not None):
+        if kind in ("consumer", "producer") and self.on_stats is not None:
             properties.setdefault("statistics.interval.ms", STATISTICS_INTERVAL_MS)
             callbacks["stats_cb"] = self._tell_stats
         try:
@@ -82,13 +90,10 @@ class Connection:
     def _tell_stats(self, text: str) -> None:
         """librdkafka's statistics as it gives them, but with the topics' names as the stages know them."""
         found: dict[str, Any] = json.loads(text)
-        if found.get("type") == "consumer":
-            self.diagnosis.note_silence(found)
-        if self.on_stats is None:
-            return
         topics = found.get("topics", {})
         found["topics"] = {name.removeprefix(self.prefix): content for name, content in topics.items()}
-        self.on_stats(found)
+        if self.on_stats is not None:
+            self.on_stats(found)
 
     def answered(self, client: AdminClient | Consumer | Producer, error: KafkaException, doing: str) -> ErrataError:
         """The error of a request: of one that nobody answered, why that may be."""
@@ -112,34 +117,65 @@ class OfOneProcess:
             )
 
 
-def earliest_offsets(connection: Connection, admin: AdminClient, places: list[Place]) -> dict[Place, int]:
+def close_in_time(client: Consumer | Producer, name: str) -> None:
+    """Close a client, or leave it: one whose broker died waits for ever, for its own thread or the end of an abort."""
+
+    def close() -> None:
+        # A producer aborts by itself and fails where we did before; without an answer the binding raises SystemError.
+        with suppress(KafkaException, RuntimeError, SystemError):
+            client.close()
+
+    closing = Thread(target=close, name="errata-kafka-close", daemon=True)
+    closing.start()
+    closing.join(CLOSE_TIMEOUT_S)
+    if closing.is_alive():
+        _LOG.warning("%s: the client did not close in %g s; it is left", name, CLOSE_TIMEOUT_S)
+
+
+def earliest_offsets(
+    connection: Connection, admin: AdminClient, places: list[Place], timeout_s: float = ANSWER_TIMEOUT_S
+) -> dict[Place, int]:
     """The first offset of each partition that is still in the log."""
-    return _offsets(connection, admin, places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+    return _offsets(connection, admin, places, OffsetSpec.earliest(), timeout_s)  # type: ignore[no-untyped-call]
 
 
-def latest_offsets(connection: Connection, admin: AdminClient, places: list[Place]) -> dict[Place, int]:
+def latest_offsets(
+    connection: Connection, admin: AdminClient, places: list[Place], timeout_s: float = ANSWER_TIMEOUT_S
+) -> dict[Place, int]:
     """The end of each partition, with what open transactions have written.
 
     Uncommitted on purpose: offsets may be committed while the marker of the same transaction is not yet visible here.
     """
-    return _offsets(connection, admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+    return _offsets(connection, admin, places, OffsetSpec.latest(), timeout_s)  # type: ignore[no-untyped-call]
 
 
-def _offsets(connection: Connection, admin: AdminClient, places: list[Place], spec: OffsetSpec) -> dict[Place, int]:
-    if not places:
-        return {}
-    asked = {connection.at(place): spec for place in places}
-    futures: Mapping[TopicPartition, Future[Any]] = admin.list_offsets(
-        asked, isolation_level_value=ISOLATION_LEVEL_READ_UNCOMMITTED, request_timeout=ANSWER_TIMEOUT_S
-    )
+def _offsets(
+    connection: Connection, admin: AdminClient, places: list[Place], spec: OffsetSpec, timeout_s: float
+) -> dict[Place, int]:
+    deadline_s = monotonic() + timeout_s
     found: dict[Place, int] = {}
-    for partition, future in futures.items():
-        bare = partition.topic.removeprefix(connection.prefix)
-        try:
-            found[bare, partition.partition] = int(future.result().offset)
-        except KafkaException as error:
-            raise connection.answered(admin, error, f"offsets of {bare} partition {partition.partition}") from None
+    while missing := [place for place in places if place not in found]:
+        asked = {connection.at(place): spec for place in missing}
+        futures: Mapping[TopicPartition, Future[Any]] = admin.list_offsets(
+            asked, isolation_level_value=ISOLATION_LEVEL_READ_UNCOMMITTED, request_timeout=timeout_s
+        )
+        for partition, future in futures.items():
+            place = partition.topic.removeprefix(connection.prefix), partition.partition
+            try:
+                found[place] = int(future.result().offset)
+            except KafkaException as error:
+                if error_of(error).code() not in MOVED or monotonic() > deadline_s:
+                    doing = f"offsets of {place[0]} partition {place[1]}"
+                    raise connection.answered(admin, error, doing) from None
+                _ask_for_leader(admin, partition.topic)
     return found
+
+
+def _ask_for_leader(admin: AdminClient, topic: str) -> None:
+    """An admin client keeps the leaders it once knew, whatever the brokers answer, until it is told to ask."""
+    sleep(ELECTION_POLL_S)
+    with suppress(KafkaException):
+        admin.list_topics(topic, timeout=ANSWER_SLICE_S)
 
 
 def partition_counts(connection: Connection, found: ClusterMetadata) -> dict[str, int]:

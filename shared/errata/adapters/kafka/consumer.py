@@ -1,26 +1,24 @@
 """A member of a consumer group: classic protocol, cooperative-sticky, static membership."""
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from threading import Thread
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, Literal
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from errata.adapters.kafka.config import transaction_timeout_ms
-from errata.adapters.kafka.connection import ANSWER_TIMEOUT_S, Connection, OfOneProcess
+from errata.adapters.kafka.connection import BEGINS_HERE, Connection, OfOneProcess, close_in_time, earliest_offsets
 from errata.adapters.kafka.failures import PASSING, failure
+from errata.adapters.kafka.instances import fence
 from errata.errors import ErrataError, Fenced, Misconfigured, Unavailable
 from errata.ports import Headers, Offsets, OnPartitions, Record
 from errata.ports import TopicPartition as Place
 
-CLOSE_TIMEOUT_S = 15.0
 LEAVE_TIMEOUT_S = 3.0
 LEAVE_POLL_S = 0.02
 
-_LOG = logging.getLogger("errata.kafka")
+_record = partial(tuple.__new__, Record)  # of a tuple of its fields
 
 MissingOffsets = Literal["refuse", "earliest"]
 
@@ -84,6 +82,11 @@ class KafkaConsumer(OfOneProcess):
         return set(self._held)
 
     def committed(self, partitions: Iterable[Place]) -> Offsets:
+        found = self._group_offsets(partitions)
+        return {place: offset for place, (offset, mark) in found.items() if mark != BEGINS_HERE}
+
+    def _group_offsets(self, partitions: Iterable[Place]) -> dict[Place, tuple[int, str | None]]:
+        """What the group has, with what whoever set it wrote beside it."""
         self._check()
         asked = [self._connection.at(place) for place in sorted(partitions)]
         if not asked:
@@ -95,11 +98,13 @@ class KafkaConsumer(OfOneProcess):
         for partition in found:
             if partition.error is not None:
                 raise self._failure(partition.error, f"offsets of group {self._group}")
-        return {self._place(partition): partition.offset for partition in found if partition.offset >= 0}
+        return {self._place(one): (one.offset, one.metadata) for one in found if one.offset >= 0}
 
     def position(self, partition: Place) -> int:
         self._check()
         self._check_held(partition)
+        if self._assigning:  # not yet read
+            return self._starts[partition]
         offset = self._client.position([self._connection.at(partition)])[0].offset
         return offset if offset >= 0 else self._starts[partition]
 
@@ -141,17 +146,8 @@ class KafkaConsumer(OfOneProcess):
         self._closed = True
         if self._leaves() and not self._failed:
             self._leave()
-        # A client whose broker died has been seen to wait for ever in here, for an answer of its own thread.
-        closing = Thread(target=self._close_client, name="errata-kafka-close", daemon=True)
-        closing.start()
-        closing.join(CLOSE_TIMEOUT_S)
-        if closing.is_alive():
-            _LOG.warning("group %s: the client did not close in %g s; it is left", self._group, CLOSE_TIMEOUT_S)
+        close_in_time(self._client, f"group {self._group}")
         self._held = set()
-
-    def _close_client(self) -> None:
-        with suppress(KafkaException, RuntimeError):
-            self._client.close()
 
     def group_metadata(self) -> Any:
         """Which member of which generation this is: what lets the group refuse offsets of a member it replaced."""
@@ -170,7 +166,7 @@ class KafkaConsumer(OfOneProcess):
         messages = [first]
         if most > 1:
             messages += client.consume(most - 1, 0)
-        if any(message.error() is not None for message in messages):
+        if any(map(Message.error, messages)):  # an error is true; not to be compared with None, which it fails at
             messages = self._without_errors(messages)
         records = records_of(messages, self._bare)
         return self._still_ours(records) if self._given_up else records
@@ -186,12 +182,13 @@ class KafkaConsumer(OfOneProcess):
         return [message for message in messages if message.error() is None]
 
     def _failure(self, error: KafkaError, doing: str) -> ErrataError:
-        """What an error means. A member is also told that it is fenced when it rejoined after the brokers were silent
-        and the answer to its first try was lost: then nobody but itself has its instance, and a restart helps."""
-        found = failure(error, doing, instance=self._instance)
-        if isinstance(found, Fenced) and self._connection.diagnosis.silent_lately():
-            return Unavailable(f"{doing}: lost its place in the group while the brokers were silent; start it again")
-        return found
+        found = failure(error, doing)
+        return self.fence(doing) if isinstance(found, Fenced) else found
+
+    def fence(self, doing: str) -> ErrataError:
+        """What it means that this member is fenced, or its process's producer; see ``instances.fence``."""
+        own = self._client.memberid() or ""
+        return fence(self._connection, self._group, self._instance, own_member=own, doing=doing)
 
     def _still_ours(self, records: list[Record]) -> list[Record]:
         """Without records of partitions that went while the batch was read: their next member reads them."""
@@ -229,16 +226,14 @@ class KafkaConsumer(OfOneProcess):
         client.incremental_unassign([self._connection.at(place) for place in sorted(places)])
 
     def _start_offsets(self, places: set[Place]) -> Offsets:
-        starts = self.committed(places)
+        starts = {place: offset for place, (offset, _) in self._group_offsets(places).items()}
         missing = sorted(places - starts.keys())
         if missing and self._missing_offsets == "refuse":
             topic, number = missing[0]
             raise Misconfigured(
                 f"group {self._group} has no offset for {topic} partition {number}; run errata topics apply"
             )
-        for place in missing:
-            starts[place] = self._client.get_watermark_offsets(self._connection.at(place), timeout=ANSWER_TIMEOUT_S)[0]
-        return starts
+        return starts | earliest_offsets(self._connection, self._connection.admin(), missing) if missing else starts
 
     def _places(self, partitions: Iterable[TopicPartition]) -> set[Place]:
         return {(topic, partition.partition) for partition in partitions for topic in self._topics}
@@ -266,20 +261,18 @@ class KafkaConsumer(OfOneProcess):
             raise Misconfigured(f"{partition[0]} partition {partition[1]} is not assigned to this consumer")
 
 
-def records_of(messages: Iterable[Any], bare: dict[str, str]) -> list[Record]:
-    """Messages without errors as records. A hot path: one comprehension, no function call of ours for each."""
-    return [
-        Record(
-            bare[message.topic()],
-            message.partition(),
-            message.offset(),
-            message.timestamp()[1] * 1_000,
-            message.key(),
-            message.value(),
-            _headers(headers) if (headers := message.headers()) else (),
-        )
-        for message in messages
-    ]
+_FIELDS: tuple[Callable[[Any], Any], ...] = (
+    Message.topic, Message.partition, Message.offset, Message.timestamp, Message.key, Message.value, Message.headers,
+)  # fmt: skip
+
+
+def records_of(messages: Sequence[Message], bare: Mapping[str, str]) -> list[Record]:
+    """Messages without errors as records. A hot path: field by field, each in one call for all."""
+    topics, partitions, offsets, times, keys, values, given = (map(field, messages) for field in _FIELDS)
+    names = map(bare.__getitem__, topics)
+    times_us = [time_ms * 1_000 for _, time_ms in times]
+    headers = [_headers(one) if one else () for one in given]
+    return list(map(_record, zip(names, partitions, offsets, times_us, keys, values, headers, strict=True)))
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> Headers:

@@ -43,20 +43,21 @@ class Readers(OfOneProcess):
         self._idle: dict[Kind, list[Consumer]] = {"reader": [], "picker": []}
         self._hanging_s = transaction_timeout_ms(connection.properties) / 1_000 + HANGING_AFTER_S
 
-    def read_from(self, place: Place, offset: int) -> Iterator[Record]:
+    def read_from(self, place: Place, offset: int, timeout_s: float = RESTORE_TIMEOUT_S) -> Iterator[Record]:
         """All committed records from ``offset`` to the end as it was when reading began.
 
         That end counts what open transactions wrote, so reading waits for them: a restore that stopped before them
         could miss the last transaction. An end-of-partition event below it proves nothing and is waited past.
         """
         self.check_process()
-        target = latest_offsets(self._connection, self._admin, [place])[place]
-        start = max(offset, earliest_offsets(self._connection, self._admin, [place])[place])
+        answer_s = min(ANSWER_TIMEOUT_S, timeout_s)
+        target = latest_offsets(self._connection, self._admin, [place], answer_s)[place]
+        start = max(offset, earliest_offsets(self._connection, self._admin, [place], answer_s)[place])
         if start >= target:
             return
         with self._borrowed("reader") as client:
             client.assign([self._connection.at(place, start)])
-            wait = _Wait(self._connection, place, target, self._hanging_s)
+            wait = _Wait(self._connection, place, target, self._hanging_s, timeout_s)
             while True:
                 records, reached = self._some(client, place)
                 for record in records:
@@ -146,11 +147,12 @@ class Readers(OfOneProcess):
 class _Wait:
     """How long a read has gone without coming nearer to its end."""
 
-    def __init__(self, connection: Connection, place: Place, target: int, hanging_s: float) -> None:
+    def __init__(self, connection: Connection, place: Place, target: int, hanging_s: float, timeout_s: float) -> None:
         self._connection = connection
         self._place = place
         self._target = target
         self._hanging_s = hanging_s
+        self._timeout_s = timeout_s
         self._begun_s = self._moved_s = monotonic()
         self._reached = -1
 
@@ -168,8 +170,8 @@ class _Wait:
                 f"hanging_transaction: {where} stands at {self._reached}, its end is {self._target}, and the"
                 " transaction between them does not end; find its producer"
             )
-        if now_s - self._begun_s > RESTORE_TIMEOUT_S:
-            raise Unavailable(f"reading {where} to {self._target} took longer than {RESTORE_TIMEOUT_S:g} s")
+        if now_s - self._begun_s > self._timeout_s:
+            raise Unavailable(f"reading {where} to {self._target} took longer than {self._timeout_s:.3g} s")
 
 
 def _runs(offsets: Sequence[int]) -> list[list[int]]:

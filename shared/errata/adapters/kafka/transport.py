@@ -1,11 +1,12 @@
 """``errata.ports.Transport`` on Kafka."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from confluent_kafka.admin import AdminClient
 
 from errata.adapters.kafka import config
 from errata.adapters.kafka.connection import (
+    ANSWER_TIMEOUT_S,
     Connection,
     OfOneProcess,
     OnStats,
@@ -15,9 +16,9 @@ from errata.adapters.kafka.connection import (
 )
 from errata.adapters.kafka.consumer import KafkaConsumer, MissingOffsets
 from errata.adapters.kafka.producer import KafkaProducer
-from errata.adapters.kafka.reader import Readers
+from errata.adapters.kafka.reader import RESTORE_TIMEOUT_S, Readers
 from errata.errors import Misconfigured
-from errata.ports import OnPartitions, Record
+from errata.ports import Offsets, OnPartitions, Record
 from errata.ports import TopicPartition as Place
 
 __all__ = ["KafkaConsumer", "KafkaProducer", "KafkaTransport"]
@@ -98,17 +99,23 @@ class KafkaTransport:
         self._producers.append(made)
         return made
 
-    def read_from(self, partition: Place, offset: int = 0) -> Iterator[Record]:
+    def read_from(self, partition: Place, offset: int = 0, *, timeout_s: float | None = None) -> Iterator[Record]:
         self._check_place(partition)
-        return self._reading().read_from(partition, offset)
+        return self._reading().read_from(partition, offset, RESTORE_TIMEOUT_S if timeout_s is None else timeout_s)
 
     def read_at(self, partition: Place, offsets: Sequence[int]) -> list[Record | None]:
         self._check_place(partition)
         return self._reading().read_at(partition, offsets)
 
     def end_offset(self, partition: Place) -> int:
-        self._check_place(partition)
-        return latest_offsets(self._connection, self._admin_client(), [partition])[partition]
+        return self.end_offsets([partition])[partition]
+
+    def end_offsets(self, partitions: Iterable[Place], *, timeout_s: float | None = None) -> Offsets:
+        places = list(partitions)
+        for place in places:
+            self._check_place(place)
+        within_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
+        return latest_offsets(self._connection, self._admin_client(), places, within_s)
 
     def close(self) -> None:
         """Close every client made here that is still open."""

@@ -227,6 +227,12 @@ class SqlCatalogue:
                 root[row.root_class] += row.n
         return CaseCounts(status.total(), dict(status), dict(state), dict(root))
 
+    def open_cases(self) -> dict[str, int]:
+        root = failure_case.c.root_class
+        wanted = sa.select(root, sa.func.count().label("n")).where(failure_case.c.closed_at_us.is_(None)).group_by(root)
+        with self._transaction() as connection:
+            return {row.root_class: row.n for row in connection.execute(wanted)}
+
     def dead_letters(self, limit: int = 100) -> list[SinkDeadLetter]:
         place = (dead_letter.c.topic, dead_letter.c.partition, dead_letter.c.offset)
         with self._transaction() as connection:

@@ -26,6 +26,7 @@ UNAVAILABLE: Final = "unavailable"
 UNREADABLE: Final = "unreadable"
 WITHHELD: Final = "withheld_by_contract"
 TOO_LARGE: Final = "too_large"
+MOST_CHANGES: Final = 20  # on a case, those nearest before its onset; of the others their number
 MAX_ROW_BYTES: Final = 32 * 1024  # sixteen rows and the rest of a case have to fit into one record
 
 Role = Literal["exemplar", "control"]
@@ -40,13 +41,18 @@ def wanted_changes(anomaly: Anomaly) -> tuple[str, str, int, int, int]:
     return anomaly.tenant, anomaly.model.name, onset_us - LOOK_BACK_US, onset_us, to_us(anomaly.time)
 
 
-def change_entries(anomaly: Anomaly, changes: Sequence[ChangeEvent] | None) -> list[ContextEntry]:
-    """One entry a change; one entry ``changes`` if there is none, or with its reason if they were not to be had."""
+def change_entries(anomaly: Anomaly, changes: Sequence[ChangeEvent] | None, left_out: int = 0) -> list[ContextEntry]:
+    """One entry a change; one entry ``changes`` if there is none, or with its reason if they were not to be had.
+
+    ``left_out``: how many older ones there are; said by an entry ``changes`` after the others."""
     if changes is None:
         return [ContextEntry(name=LOOKED_UP, source="context", missing=UNAVAILABLE)]
     if not changes:
         return [ContextEntry(name=LOOKED_UP, value=[], source=CHANGES)]
-    return [_change_entry(anomaly, change) for change in changes]
+    entries = [_change_entry(anomaly, change) for change in changes]
+    if left_out:
+        entries.append(ContextEntry(name=LOOKED_UP, value={"left_out": left_out}, source=CHANGES))
+    return entries
 
 
 def _change_entry(anomaly: Anomaly, change: ChangeEvent) -> ContextEntry:

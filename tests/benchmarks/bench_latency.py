@@ -1,0 +1,207 @@
+"""From an event to the row of its case: four processes on real Kafka, Redis and PostgreSQL, 1,000 events a second.
+
+One event in a hundred fails, each at a model of its own, so that each opens a case. The time runs from just before
+``produce`` in the publisher until the transaction that wrote the case's first revision committed, by the clock of the
+same machine (``pg_xact_commit_timestamp``). The server stamps a commit before it flushes it; how long a flush takes
+is measured beside and shown. Broker, stores, services and the publisher share the machine's cores.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psycopg
+from confluent_kafka import Producer
+from tests.benchmarks.measure import Row, Scale
+from tests.benchmarks.stages import Stream, name_of
+from tests.integration.chain import Chain, chain_on
+
+from errata.contracts import canonical
+from errata.contracts.topics import ANOMALIES, ENRICHED, PREDICTIONS, TAGGED
+from errata.domain.detection.anomalies import case_id
+from errata.errors import ErrataError
+from errata_services.dev import servers
+
+RATE_PER_S = 1_000
+EVERY = 100  # one event of so many fails
+MODELS = 50  # with traffic; those that fail come on top
+WARM_S, MEASURED_S = 5, 30
+QUICK_WARM_S, QUICK_MEASURED_S = 2, 8
+TICK_S = 0.002  # between two looks of the publisher at the clock
+ROWS_TIMEOUT_S = 30.0
+FLUSHES = 50
+AIM_MS = (50, 200)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of the stream; ``case`` is the id of the case that it opens, empty for one without a fault."""
+
+    key: bytes
+    value: bytes
+    case: str = ""
+
+
+def rows(scale: Scale) -> list[Row]:
+    warm_s, measured_s = (QUICK_WARM_S, QUICK_MEASURED_S) if scale.quick else (WARM_S, MEASURED_S)
+    events_n = (warm_s + measured_s) * RATE_PER_S
+    stream = Stream(MODELS + events_n // EVERY)
+    events = list(_events(stream, events_n))
+    with _chain() as chain:
+        chain.apply(*(table for _, contract, reference in stream.tables() for table in (contract, reference)))
+        chain.start_all()
+        chain.until(lambda: all(_ready(chain)), "the services are ready")
+        before = _cpu_s(chain)
+        published_s = _publish(chain, events)
+        used = _shares(before, _cpu_s(chain), events_n / RATE_PER_S)
+        counted = [one.case for one in events[warm_s * RATE_PER_S :] if one.case]
+        committed_s = _committed_s(chain, set(counted))
+        flush_ms = _flush_ms(chain.database)
+        hops = _hops(chain, published_s, committed_s)
+    lost = [case for case in counted if case not in committed_s]
+    taken_ms = [(committed_s[case] - published_s[case]) * 1_000 for case in counted if case in committed_s]
+    return [*_rows(taken_ms, lost, flush_ms, used), *hops]
+
+
+def _rows(taken_ms: list[float], lost: list[str], flush_ms: float, used: str) -> list[Row]:
+    p50, p99 = np.percentile(taken_ms, (50, 99)).tolist() if taken_ms else (float("nan"),) * 2
+    most = max(taken_ms, default=float("nan"))
+    about = f"aim {AIM_MS[0]} / {AIM_MS[1]} ms, {len(taken_ms)} cases, longest {most:.0f} ms"
+    return [
+        Row("event to committed row, p50 ms", p50, "latency_p50_ms", about),
+        Row(
+            "event to committed row, p99 ms",
+            p99,
+            "latency_p99_ms",
+            f"{used}; without the commit's flush: {flush_ms:.1f} ms",
+        ),
+        Row("failures without a row", len(lost), "latency_lost", used),
+    ]
+
+
+def _hops(chain: Chain, published_s: dict[str, float], committed_s: dict[str, float]) -> list[Row]:
+    """Where the time goes: the median of each stage, by the record times of the first record of each case."""
+    before_s, made = {case: published_s[case] for case in committed_s}, []
+    for topic in (ANOMALIES, ENRICHED, TAGGED):
+        after_s: dict[str, float] = {}
+        for record in chain.records(topic):
+            case, at_s = (record.key or b"").decode(), record.timestamp_us / 1e6
+            if case in committed_s:
+                after_s[case] = min(after_s.get(case, at_s), at_s)
+        made.append(_hop(topic, before_s, after_s))
+        before_s = after_s
+    return [*made, _hop("row", before_s, committed_s)]
+
+
+def _hop(name: str, before_s: dict[str, float], after_s: dict[str, float]) -> Row:
+    took_ms = [(at_s - before_s[case]) * 1_000 for case, at_s in after_s.items() if case in before_s]
+    p50, p99 = np.percentile(took_ms, (50, 99)).tolist() if took_ms else (float("nan"),) * 2
+    return Row(f"of it until {name}, p50 ms", p50, None, f"p99 {p99:.0f} ms")
+
+
+def _events(stream: Stream, n: int) -> Iterator[Event]:
+    """Models with traffic in turn; each hundredth event is the only one of its model, and has failed."""
+    for at in range(n):
+        if at % EVERY != EVERY - 1:
+            record = stream.record(at % MODELS)
+            yield Event(record.key or b"", record.value or b"")
+            continue
+        number = MODELS + at // EVERY
+        record = stream.record(number)
+        raw = (record.value or b"").replace(b',"prediction":', b',"status":{"code":"error"},"prediction":', 1)
+        yield Event(record.key or b"", raw, _case_of(name_of(number), raw))
+
+
+def _case_of(model: str, raw: bytes) -> str:
+    name = raw.split(b'"', 4)[3].decode()  # the event's id comes first
+    key = canonical(["default", model, "errata.prediction.v1", name]).decode()
+    return case_id("default", model, "", key)
+
+
+@contextmanager
+def _chain() -> Iterator[Chain]:
+    """The servers and the topics and tables of a chain; its database syncs each commit, as it does for users."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="errata-bench-")))
+        try:
+            kafka = stack.enter_context(servers.kafka(folder / "kafka"))
+            redis = stack.enter_context(servers.redis(folder / "redis"))
+            settings = {"track_commit_timestamp": "on", "fsync": "on"}
+            postgres = stack.enter_context(servers.postgres(folder / "postgres", settings=settings))
+        except ErrataError as error:
+            raise SystemExit(f"{error}\nbash tools/servers.sh installs what the benchmarks on Kafka need") from None
+        logs = folder / "logs"
+        logs.mkdir()
+        yield stack.enter_context(chain_on(logs, kafka.address, redis.url, postgres.url))
+
+
+def _ready(chain: Chain) -> Iterator[bool]:
+    for service in chain.running:
+        try:
+            service.page("/readyz")
+            yield True
+        except OSError:
+            yield False
+
+
+def _cpu_s(chain: Chain) -> dict[str, float]:
+    """CPU time of each service so far, and of ours; where the system does not tell, nothing."""
+    pids = {"publisher": os.getpid()} | {service.name: service.process.pid for service in chain.running}
+    stats = {name: Path(f"/proc/{pid}/stat") for name, pid in pids.items()}
+    ticks = {name: file.read_text().rpartition(")")[2].split()[11:13] for name, file in stats.items() if file.exists()}
+    return {name: sum(map(int, both)) / os.sysconf("SC_CLK_TCK") for name, both in ticks.items()}
+
+
+def _shares(before_s: dict[str, float], after_s: dict[str, float], wall_s: float) -> str:
+    """CPU while events came, in parts of a core."""
+    return ", ".join(f"{name} {(after_s[name] - before_s[name]) / wall_s:.0%}" for name in before_s) + " of a core"
+
+
+def _publish(chain: Chain, events: list[Event]) -> dict[str, float]:
+    """Publish at the rate; when each failing event was handed over, in seconds since 1970."""
+    producer = Producer(
+        {**chain.properties, "linger.ms": 0, "partitioner": "murmur2_random", "enable.idempotence": True}
+    )
+    topic, at_s = f"{chain.prefix}{PREDICTIONS}", {}
+    start_s, done = time.perf_counter(), 0
+    while done < len(events):
+        due = min(int((time.perf_counter() - start_s) * RATE_PER_S), len(events))
+        for event in events[done:due]:
+            if event.case:
+                at_s[event.case] = time.time()
+            producer.produce(topic, event.value, event.key)
+        done = due
+        producer.poll(0)
+        time.sleep(TICK_S)
+    producer.flush()
+    return at_s
+
+
+def _committed_s(chain: Chain, cases: set[str]) -> dict[str, float]:
+    """When each case became a row, in seconds since 1970; those that are no row after a while are left out."""
+    deadline_s = time.monotonic() + ROWS_TIMEOUT_S
+    query = "SELECT case_id, extract(epoch FROM min(pg_xact_commit_timestamp(xmin))) FROM case_revision GROUP BY 1"
+    with closing(psycopg.connect(chain.database, autocommit=True)) as connection:
+        while True:
+            found = {case: float(at_s) for case, at_s in connection.execute(query).fetchall() if case in cases}
+            if len(found) == len(cases) or time.monotonic() > deadline_s:
+                return found
+            time.sleep(0.2)
+
+
+def _flush_ms(database: str) -> float:
+    """How long a small commit takes in this database, median."""
+    took_ms = []
+    with closing(psycopg.connect(database, autocommit=True)) as connection:
+        connection.execute("CREATE TABLE bench_flush (n int)")
+        for number in range(FLUSHES):
+            start_s = time.perf_counter()
+            connection.execute("INSERT INTO bench_flush VALUES (%s)", (number,))
+            took_ms.append((time.perf_counter() - start_s) * 1_000)
+    return median(took_ms)

@@ -1,0 +1,189 @@
+"""A careful plain loop, as a team would write it first: poll a message, validate it with pydantic, apply rules.
+
+It checks what the detector checks of an event and counts faults in the same windows, with the same thresholds, and
+writes what it finds; it does not look at distributions, keeps no state over a restart, writes no dead letters, and
+commits every five seconds as the client does by itself. Run as a script in a process of its own.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+if __name__ == "__main__":  # run as a file: the package "tests" is not on the path
+    sys.path[:0] = [str(Path(__file__).parents[2])]
+
+from confluent_kafka import Consumer, Producer
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from tests.benchmarks.kafka_findings import Findings
+from tests.benchmarks.kafka_lap import tables
+
+from errata.contracts import Contract, Reference
+from errata.domain.detection.statistics import WINDOW, share_threshold
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Value = str | bool | int | float | None
+STATUSES = ("error", "timeout", "fallback", "missing_response")
+
+
+class Part(BaseModel):
+    """Fields that nobody named are let through, as the contract does."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelRef(Part):
+    name: Name
+    version: str | None = None
+
+
+class Status(Part):
+    code: Literal["ok", "error", "timeout", "fallback", "missing_response"] = "ok"
+
+
+class Outcome(Part):
+    value: Value = None
+    score: float | None = None
+
+
+class Deployment(Part):
+    endpoint: str | None = None
+    variant: str | None = None
+
+
+class Origin(Part):
+    id: str | None = None
+    seq: int | None = None
+
+
+class Event(Part):
+    event_id: Name
+    time: AwareDatetime
+    model: ModelRef
+    prediction: str | bool | int | float | list[float] | None = None
+    status: Status | None = None
+    tenant: Name = "default"
+    features: dict[str, Any] = {}
+    scores: dict[str, float] = {}
+    confidence: float | None = None
+    latency_ms: Annotated[float, Field(ge=0)] | None = None
+    segments: dict[str, Value] = {}
+    outcome: Outcome | None = None
+    deployment: Deployment | None = None
+    producer: Origin | None = None
+
+
+class Rules:
+    """The rules of one model, and the counts of its window in progress."""
+
+    def __init__(self, contract: Contract, reference: Reference) -> None:
+        self.numbers = {name for name, feature in contract.features.items() if feature.type == "number"}
+        self.categories = {
+            name: frozenset(feature.categories or ())
+            for name, feature in contract.features.items()
+            if feature.type == "category"
+        }
+        self.features = self.numbers | self.categories.keys()
+        assert contract.output is not None
+        assert contract.slos is not None
+        assert contract.slos.latency_ms is not None
+        assert reference.latency_ms is not None
+        self.classes = frozenset(contract.output.classes or ())
+        self.limit_ms = contract.slos.latency_ms.max or 0.0
+        self.p95_ms = reference.latency_ms.p95_ms or 0.0
+        self.most = share_threshold(0, reference.events)
+        self.most_slow = share_threshold(reference.latency_ms.over_p95, reference.latency_ms.n)
+        self.counts: Counter[str] = Counter()
+        self.events = 0
+
+    def judge(self, event: Event) -> None:
+        """Count the faults of an event."""
+        counts, features = self.counts, event.features
+        for name, value in features.items():
+            if value is None:
+                counts[f"missing_values|{name}"] += 1
+            elif name in self.numbers:
+                kind = type(value)
+                if kind is not float and kind is not int:
+                    counts[f"contract_violation|{name}"] += 1
+            elif name not in self.categories:
+                counts["contract_violation|features"] += 1
+            elif value not in self.categories[name]:
+                counts[f"contract_violation|{name}"] += 1
+        if len(features) < len(self.features):
+            for name in self.features - features.keys():
+                counts[f"missing_values|{name}"] += 1
+        if event.status is not None and event.status.code != "ok":
+            counts[f"bad_status|{event.status.code}"] += 1
+        if event.prediction is not None and event.prediction not in self.classes:
+            counts["invalid_output|prediction"] += 1
+        if event.latency_ms is not None:
+            if event.latency_ms > self.limit_ms:
+                counts["latency_limit|latency_ms"] += 1
+            if event.latency_ms > self.p95_ms:
+                counts["latency_shift|latency_ms"] += 1
+        if any(not 0 <= score <= 1 for score in event.scores.values()):
+            counts["invalid_output|scores"] += 1
+        self.events += 1
+
+    def end_window(self) -> dict[str, int]:
+        """What was too often in the window that ends here."""
+        found = {signal: count for signal, count in self.counts.items() if count >= self._threshold(signal)}
+        self.counts.clear()
+        self.events = 0
+        return found
+
+    def _threshold(self, signal: str) -> int:
+        if signal.startswith(("bad_status", "invalid_output")):
+            return 1
+        return self.most_slow if signal == "latency_shift|latency_ms" else self.most
+
+
+def main(address: str, topic: str, target: str, events: int) -> None:
+    rules = {contract.model: Rules(contract, reference) for contract, reference in tables()}
+    consumer = Consumer(
+        {
+            "bootstrap.servers": address,
+            "group.id": f"{topic}.naive",
+            "auto.offset.reset": "earliest",
+            "fetch.queue.backoff.ms": 20,  # its default of 1 s lets a fast loop run dry
+        }
+    )
+    producer = Producer({"bootstrap.servers": address, "enable.idempotence": True})
+    found, seen = Findings(), set()
+    consumer.subscribe([topic])
+    cpu_s, start_s, taken = time.process_time(), 0.0, 0
+    while taken < events:
+        message = consumer.poll(1.0)
+        if message is None:
+            continue
+        if message.error():
+            raise SystemExit(str(message.error()))
+        start_s = start_s or time.perf_counter()
+        taken += 1
+        try:
+            event = Event.model_validate_json(message.value() or b"")
+        except ValidationError:
+            found.refused += 1
+            continue
+        if event.event_id in seen:
+            found.duplicates += 1
+            continue
+        seen.add(event.event_id)
+        one = rules[event.model.name]
+        one.judge(event)
+        if one.events == WINDOW:
+            for signal, count in one.end_window().items():
+                found.add(event.model.name, signal, count)
+                producer.produce(target, json.dumps([event.model.name, signal, count]), event.model.name)
+    producer.flush()
+    consumer.commit(asynchronous=False)
+    cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - start_s
+    print(json.dumps({"events": taken, "cpu_s": cpu_s, "wall_s": wall_s, "findings": found.to_plain()}))
+    consumer.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
