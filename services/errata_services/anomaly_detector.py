@@ -251,8 +251,9 @@ class AnomalyDetector:
         keep = np.ones(len(hashes), np.bool_)
         for partition in np.flatnonzero(np.bincount(partitions)).tolist():
             mine = order[partitions[order] == partition]
-            seen = self._seen.setdefault(partition, SeenIds())
-            keep[mine] = ~seen.step(hashes[mine])
+            if partition not in self._seen:
+                self._seen[partition] = SeenIds()
+            keep[mine] = ~self._seen[partition].step(hashes[mine])
         return keep[: len(p)], keep[len(p) :]
 
     def _case_id(self, record: Record, slot: int) -> str:

@@ -239,7 +239,7 @@ class CatalogWriterWorker:
         self._telemetry.rebalanced(kind, len(assigned))
         self._health.assigned({place: self.positions.get(place, 0) for place in assigned})
 
-    def _poll(self, timeout_s: float) -> list[Record]:
+    def _poll(self, timeout_s: float) -> Sequence[Record]:
         records = self._consumer.poll(self._batch_size, timeout_s)
         if not self._assigned:
             return records

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast, overload
 
 from errata.contracts import ChangeEvent, FailureCase, TaggedCase
 from errata.domain.catalogue.lifecycle import Move, Revision
@@ -19,7 +19,7 @@ Offsets = dict[TopicPartition, int]
 class Record(NamedTuple):
     """One record as read. ``timestamp_us`` is the record time (LogAppendTime), microseconds since 1970.
 
-    A tuple, since a reader makes one for each event and a decoder takes batches of them apart field by field.
+    A tuple, since batches of them are taken apart field by field; see `Records`.
     """
 
     topic: str
@@ -29,6 +29,48 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+
+Columns = tuple[
+    Sequence[str], Sequence[int], Sequence[int], Sequence[int],
+    Sequence[bytes | None], Sequence[bytes | None], Sequence[Headers],
+]  # fmt: skip
+"""The fields of some records, in the order of `Record`."""
+
+
+class Records(Sequence[Record]):
+    """Records field by field, as a client reads them and a decoder wants them; one is made when it is asked for.
+
+    >>> records = Records((("a", "a"), (0, 0), (7, 8), (1, 1), (None, None), (b"x", b"y"), ((), ())))
+    >>> records[1].value, [record.offset for record in records[:1]], len(records)
+    (b'y', [7], 2)
+    """
+
+    __slots__ = ("columns",)
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(Record._make, zip(*self.columns, strict=True))
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Records": ...
+    def __getitem__(self, at: int | slice) -> "Record | Records":
+        fields = tuple(column[at] for column in self.columns)
+        return Records(cast(Columns, fields)) if isinstance(at, slice) else Record(*cast(Any, fields))
+
+
+def columns_of(records: Sequence[Record]) -> Columns:
+    """The fields of records, however they are held."""
+    if isinstance(records, Records):
+        return records.columns
+    return cast(Columns, tuple(zip(*records, strict=True)) if records else ((),) * len(Record._fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +91,7 @@ class Consumer(Protocol):
     committed are two things: only a producer's transaction moves the committed offsets.
     """
 
-    def poll(self, most: int, timeout_s: float = 0.0) -> list[Record]:
+    def poll(self, most: int, timeout_s: float = 0.0) -> Sequence[Record]:
         """What is there, at most ``most`` records; never waits to fill. Rebalance callbacks run in here only."""
 
     def assignment(self) -> set[TopicPartition]: ...

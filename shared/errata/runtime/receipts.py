@@ -7,14 +7,11 @@ duplicate.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 from errata.contracts import Receipt, ReceiptInput
 from errata.contracts.strict import instant
 from errata.contracts.topics import LEDGER
-from errata.ports import Outgoing, Record, TopicPartition
-
-_place, _offset = itemgetter(0, 1), itemgetter(2)  # of a record: its topic and partition
+from errata.ports import Outgoing, Record, TopicPartition, columns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,8 @@ class Taken:
 
 def taken_by_partition(batch: Sequence[Record], expected: Mapping[TopicPartition, int]) -> dict[TopicPartition, Taken]:
     """What ``batch`` has of each of its partitions; ``expected`` is the next offset of the partitions known so far."""
-    places, offsets = list(map(_place, batch)), list(map(_offset, batch))
+    topics, partitions, offsets, *_ = columns_of(batch)
+    places = list(zip(topics, partitions, strict=True))
     delivered, last = Counter(places), dict(zip(places, offsets, strict=True))
     first = {**dict(zip(reversed(places), reversed(offsets), strict=True)), **expected}
     return {place: Taken(first[place], last[place] + 1, n) for place, n in delivered.items()}

@@ -61,7 +61,7 @@ from errata.domain.hashing import id_hashes, seed_of
 from errata.domain.instants import instants_us
 from errata.domain.layouts import compile_layout
 from errata.errors import Refused, RefusedDecode
-from errata.ports import Record
+from errata.ports import Record, columns_of
 
 CHUNK = 128  # rows of one model alive at once: what they hold stays in the cache
 PROBED = 64  # records of the first batch that show which fields events have
@@ -149,7 +149,7 @@ class _Pass:
     def __init__(self, decoder: MsgspecDecoder, records: Sequence[Record], layouts: Mapping[bytes, Layout]) -> None:
         self._decoder = decoder
         self._records = records
-        self._values: Sequence[bytes] = ()
+        self._values: Sequence[Any] = ()
         self._partitions = self._offsets = self._times_us = _whole_numbers(())
         self._given = layouts
         self._plans: dict[bytes | None, Plan] = {}  # of this batch, by the key of their models
@@ -188,7 +188,7 @@ class _Pass:
         by_key: dict[bytes | None, list[int]] = defaultdict(list)
         if not self._records:
             return by_key
-        topics, partitions, offsets, times_us, keys, values, _ = zip(*self._records, strict=True)
+        topics, partitions, offsets, times_us, keys, values, _ = columns_of(self._records)
         if topics.count(PREDICTIONS) == len(topics) and all(values):
             for index, key in enumerate(keys):
                 by_key[key].append(index)

@@ -1,7 +1,6 @@
 """A member of a consumer group: classic protocol, cooperative-sticky, static membership."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from time import monotonic
 from typing import Any, Literal
 
@@ -12,13 +11,12 @@ from errata.adapters.kafka.connection import BEGINS_HERE, Connection, OfOneProce
 from errata.adapters.kafka.failures import PASSING, failure
 from errata.adapters.kafka.instances import fence
 from errata.errors import ErrataError, Fenced, Misconfigured, Unavailable
-from errata.ports import Headers, Offsets, OnPartitions, Record
+from errata.ports import Headers, Offsets, OnPartitions, Record, Records
 from errata.ports import TopicPartition as Place
 
 LEAVE_TIMEOUT_S = 3.0
 LEAVE_POLL_S = 0.02
 
-_record = partial(tuple.__new__, Record)  # of a tuple of its fields
 
 MissingOffsets = Literal["refuse", "earliest"]
 
@@ -67,7 +65,7 @@ class KafkaConsumer(OfOneProcess):
             [connection.full(topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
         )
 
-    def poll(self, most: int, timeout_s: float = 0.0) -> list[Record]:
+    def poll(self, most: int, timeout_s: float = 0.0) -> Sequence[Record]:
         self._check()
         if self._failed:
             raise Unavailable(f"group {self._group}: this member failed before; start the process again")
@@ -156,7 +154,7 @@ class KafkaConsumer(OfOneProcess):
 
     # One poll.
 
-    def _poll(self, most: int, timeout_s: float) -> list[Record]:
+    def _poll(self, most: int, timeout_s: float) -> Sequence[Record]:
         client = self._client
         self._given_up.clear()
         first = client.poll(timeout_s)
@@ -190,7 +188,7 @@ class KafkaConsumer(OfOneProcess):
         own = self._client.memberid() or ""
         return fence(self._connection, self._group, self._instance, own_member=own, doing=doing)
 
-    def _still_ours(self, records: list[Record]) -> list[Record]:
+    def _still_ours(self, records: Sequence[Record]) -> Sequence[Record]:
         """Without records of partitions that went while the batch was read: their next member reads them."""
         for place in self._given_up & self._held:  # went and came back: from its start again
             self.seek(place, self._starts[place])
@@ -266,13 +264,18 @@ _FIELDS: tuple[Callable[[Any], Any], ...] = (
 )  # fmt: skip
 
 
-def records_of(messages: Sequence[Message], bare: Mapping[str, str]) -> list[Record]:
+def records_of(messages: Sequence[Message], bare: Mapping[str, str]) -> Records:
     """Messages without errors as records. A hot path: field by field, each in one call for all."""
     topics, partitions, offsets, times, keys, values, given = (map(field, messages) for field in _FIELDS)
-    names = map(bare.__getitem__, topics)
-    times_us = [time_ms * 1_000 for _, time_ms in times]
-    headers = [_headers(one) if one else () for one in given]
-    return list(map(_record, zip(names, partitions, offsets, times_us, keys, values, headers, strict=True)))
+    return Records((
+        list(map(bare.__getitem__, topics)),
+        list(partitions),
+        list(offsets),
+        [time_ms * 1_000 for _, time_ms in times],
+        list(keys),
+        list(values),
+        [_headers(one) if one else () for one in given],
+    ))  # fmt: skip
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> Headers:

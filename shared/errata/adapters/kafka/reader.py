@@ -107,7 +107,7 @@ class Readers(OfOneProcess):
                 doing = f"reading {place[0]} partition {place[1]} at offset {last}"
                 raise self._connection.diagnosis.unreachable(doing, self._connection.servers)
 
-    def _some(self, client: Consumer, place: Place, most: int = BATCH) -> tuple[list[Record], int]:
+    def _some(self, client: Consumer, place: Place, most: int = BATCH) -> tuple[Sequence[Record], int]:
         """Some records, and the offset at which the end of the partition was met, or -1."""
         first = client.poll(POLL_S)
         if first is None:

@@ -8,6 +8,7 @@ arrays from its base on. What is not numbers (samples by reference, episodes) is
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ SUM, RUN, RUN_US, RUN_WRONG, CHAIN, CHAIN_US, CHAIN_WRONG, LAST_ALARM = range(8)
 WIDTH = CUSUM + 8 * len(BANK)
 UNSET_FIELDS = (START_RECORD_US, START_US, LAST_US, MAX_US, OUT_START_US, OUT_LAST_US, OUT_START_RECORD_US)
 SAMPLE = 8  # exemplars and controls
+NOBODY = compile_profile(Layout("", "", None, None))  # of a slot that was given up
+UNBOUNDED = np.full(3, np.inf)  # latency, confidence and output have no bounds of their own
 
 Sampled = tuple[int, str, int, int, str]  # hash of the event id, topic, partition, offset, prediction id
 
@@ -230,9 +233,8 @@ class State:
         return self._tables
 
     def _tabulate(self) -> Tables:
-        empty = compile_profile(Layout("", "", None, None))
         slots = self.slots
-        profiles = [slot.profile if slot else empty for slot in slots]
+        profiles = [slot.profile if slot else NOBODY for slot in slots]
         number_cell: list[int] = []
         category_cell: list[int] = []
         edges: list[NDArray[np.float64]] = []
@@ -256,13 +258,14 @@ class State:
                     edges.append(padded_edges(channel.edges if channel else ()))
                 else:
                     category_cell.append(cell)
-            low += [profile.low, np.full(3, -np.inf)]
-            high += [profile.high, np.full(3, np.inf)]
+            low += [profile.low, -UNBOUNDED]
+            high += [profile.high, UNBOUNDED]
             if slot:
                 counters = self.counters_of(slot)
                 slot_of_counter[counters] = slot.index
                 threshold[counters] = [counter.threshold for counter in profile.counters]
                 admitted[counters] = [counter.admitted for counter in profile.counters]
+        lowest, highest = np.concatenate([np.zeros(0), *low]), np.concatenate([np.zeros(0), *high])
         contracts = [p.layout.contract for p in profiles]
         outputs = [contract.output.type if contract and contract.output else "" for contract in contracts]
         return Tables(
@@ -273,9 +276,9 @@ class State:
             category_channel=np.array(category_base, np.int64),
             feature_base=np.array(feature_base, np.int64),
             edges=np.stack(edges) if edges else np.zeros((0, 15)),
-            low=np.concatenate([np.zeros(0), *low]),
-            high=np.concatenate([np.zeros(0), *high]),
-            bounded=any(bool(np.isfinite(bound).any()) for bound in (*low, *high)),
+            low=lowest,
+            high=highest,
+            bounded=bool(np.isfinite(lowest).any() or np.isfinite(highest).any()),
             number_cell=np.array(number_cell, np.int64),
             category_cell=np.array(category_cell, np.int64),
             required=np.concatenate([np.zeros(0, np.bool_), *(p.required for p in profiles)]),
@@ -294,6 +297,7 @@ class State:
         )
 
 
+@lru_cache(maxsize=8_192)
 def bank_increments(p0: float) -> list[list[int]]:
     """The integer increments (right, wrong) of each CUSUM, in units of 2⁻²⁰ nat.
 
