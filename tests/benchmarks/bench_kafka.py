@@ -1,8 +1,8 @@
 """The detector's process as shipped beside a naive loop, a faust agent and a quixstreams map, on one preloaded topic.
 
 Ours does all its work: transactions, changelog, receipts, redaction, dead letters. Rounds alternate the order. CPU is
-that of the client's process, user and system, on a core of its own; ours and the naive loop count from before the
-first poll, so that joining the group is theirs, the peers from their first event on.
+that of the client's process, user and system, on a core of its own, from the poll that brings the first event on; for
+ours that one also restores the state.
 """
 
 import sys

@@ -31,6 +31,8 @@ _BROKEN = {
     3: (re.compile(rb'"latency_ms":[0-9.]+'), b'"latency_ms":900.5'),
     4: (re.compile(rb'"prediction":"[a-z]+"'), b'"prediction":"maybe"'),
 }
+SHIFTED = 1, "distribution_shift|m1_balance"  # in every event of the middle half
+_SHIFT = re.compile(rb'"m1_balance":([-0-9.]+)')
 _ID = re.compile(rb'"event_id":"[0-9a-f]{32}",')
 
 
@@ -68,6 +70,9 @@ def make_lap(windows: int) -> Lap:
             pattern, fault = _BROKEN[number]
             raw = pattern.sub(fault, raw, count=1)
             lap.planted[name_of(number), signal] += 1
+        if number == SHIFTED[0] and windows // 4 <= done[number] // WINDOW < windows - windows // 4:
+            raw = _SHIFT.sub(lambda found: b'"m1_balance":%.3f' % (float(found[1]) + 1_000), raw, count=1)
+            lap.planted[name_of(number), SHIFTED[1]] += 1
         done[number] += 1
         lap.events.append((key, raw))
         luck = rng.random()

@@ -2,16 +2,19 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.benchmarks import run
 from tests.benchmarks.bench_kafka import FAUST, NAIVE, OURS, QUIX, _missed, _speed_rows
 from tests.benchmarks.kafka_findings import Findings, differences
-from tests.benchmarks.kafka_lap import BAD_SHARE, PLANTED, make_lap, tables
-from tests.benchmarks.kafka_naive import Rules
+from tests.benchmarks.kafka_lap import BAD_SHARE, PLANTED, SHIFTED, make_lap, tables
+from tests.benchmarks.kafka_naive import Rules, shifted
 from tests.benchmarks.kafka_rig import Taken
 from tests.benchmarks.stages import name_of
 
-from errata.domain.detection.statistics import WINDOW
+from errata.domain.detection.statistics import CHI2_1E6, PSI_MIN, WINDOW, drift_figures
 
 FOUND = Findings({"m|bad_status|error": [12, 3], "m|missing_values|age": [40, 2]}, refused=5, duplicates=7)
 
@@ -55,7 +58,8 @@ def test_a_lap_holds_what_it_says() -> None:
     lap = make_lap(4)
     clean = len(lap.events) - lap.refused - lap.duplicates
     assert clean == 4 * WINDOW * len(PLANTED)
-    assert {(name_of(number), signal) for number, (signal, _) in PLANTED.items()} == set(lap.planted)
+    planted = [*((number, signal) for number, (signal, _) in PLANTED.items()), SHIFTED]
+    assert {(name_of(number), signal) for number, signal in planted} == set(lap.planted)
     assert 0 < lap.refused + lap.duplicates < 6 * BAD_SHARE * clean
     assert make_lap(4) == lap
 
@@ -79,3 +83,14 @@ def test_the_plain_rules_fire_from_their_thresholds_on() -> None:
     assert rules.end_window() == {"bad_status|error": 1}
     rules.counts.update({"missing_values|m0_age": rules.most})
     assert rules.end_window() == {"missing_values|m0_age": 10}
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 5_000)), min_size=2, max_size=16))
+def test_the_plain_formulas_are_those_of_the_detector(cells: list[tuple[int, int]]) -> None:
+    window, reference = (np.array(counts) for counts in zip(*cells, strict=True))
+    if window.sum() == 0:
+        return
+    g, psi, se = (float(figure[0]) for figure in drift_figures(window, reference, np.array([0])))
+    wanted = g >= CHI2_1E6[len(cells) - 2] and psi - 2 * se >= PSI_MIN
+    near = abs(g - CHI2_1E6[len(cells) - 2]) < 1e-4 or abs(psi - 2 * se - PSI_MIN) < 1e-4
+    assert near or shifted(window.tolist(), reference.tolist()) == wanted
