@@ -149,7 +149,8 @@ class TransportSuite(ABC):
         world.write("c", partition=3)
         places = [(world.topic, number) for number in range(PARTITIONS)]
         ends = world.transport.end_offsets(places, timeout_s=10.0)
-        assert ends == {place: world.transport.end_offset(place) for place in places}
+        assert ends.keys() == set(places)
+        assert all(world.transport.end_offset(place) >= end for place, end in ends.items())  # marks may follow
         assert [end > 0 for end in ends.values()] == [False, True, False, True]
         for place, end in ends.items():
             assert all(record.offset < end for record in world.transport.read_from(place, timeout_s=10.0))

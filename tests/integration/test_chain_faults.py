@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count, takewhile
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from errata.ports import Transport
 from errata.runtime import crash_points
 from errata.runtime.changelog import entries_of, read_records
 from errata_services import catalog_writer
-from errata_services.dev import servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.whole]
 
@@ -50,7 +48,6 @@ IN_TRANSACTION = {
 SMALL = {DETECTOR: "400", ENRICHER: "4", TAGGER: "4", WRITER: "4"}  # records of a batch, so that there are many
 ROUNDS = {DETECTOR: 2, ENRICHER: 2, TAGGER: 2, WRITER: 4}  # times that a stage dies at each of its points
 KILL_S = 300.0  # the writer waits for its first case until the detector has died ten times
-OUTAGE_S = 15.0
 _TIME = re.compile(rb'"time":"[^"]+"')
 
 Story = tuple[list[bytes], list[Contract | Reference], list[dict[str, Any]], dict[str, Any]]
@@ -224,35 +221,6 @@ def test_a_broken_guarantee_is_seen(four: Chain, story: Story, kind: str, stage:
     four.until_drained()
     with pytest.raises(AssertionError):
         assert_equal(four, wanted)
-
-
-def test_outages_cost_time_and_context_but_no_event(tmp_path: Path, kafka_address: str, story: Story) -> None:
-    """Redis and PostgreSQL stopped for a while, with the services under a supervisor."""
-    lines, tables, wanted, _ = story
-    half = len(lines) // 2
-    with (
-        servers.redis(tmp_path / "redis") as redis,
-        servers.postgres(tmp_path / "postgres", durable=True) as database,
-        chain_on(tmp_path, kafka_address, redis.url, database.url) as four,
-    ):
-        four.apply(*tables)
-        for stage in STAGES:
-            four.start_supervised(stage)
-        four.publish(lines[:half])
-        four.until(lambda: not four.unread(DETECTOR), "the detector has read the first half")
-        redis.stop()
-        database.stop()
-        four.publish(lines[half:])
-        four.until(lambda: not four.unread(TAGGER) and not four.unread(DETECTOR), "all but the writer went on")
-        Event().wait(OUTAGE_S)  # how long the outage lasts
-        redis.restart()
-        database.restart()
-        four.until_drained()
-        cases = four.cases()
-        assert [case.case_id for case in cases] == [case["case_id"] for case in wanted]
-        assert [case.count for case in cases] == [case["count"] for case in wanted]
-        gaps = [entry for case in cases for entry in case.context if entry.missing]
-        assert gaps, "what was judged while Redis was down says which context it had to do without"
 
 
 def assert_equal(four: Chain, wanted: list[dict[str, Any]]) -> None:

@@ -1,8 +1,11 @@
 """What the Kafka transport promises beyond the suite: names, places, restores, fences, and errors people can read."""
 
 import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,8 +16,10 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport, apply_topics
+from errata.adapters.kafka.connection import Connection
+from errata.adapters.kafka.instances import fence
 from errata.contracts.topics import DAY_S, Topic
-from errata.errors import ErrataError, Misconfigured, StateDamaged, Unavailable
+from errata.errors import ErrataError, Fenced, Misconfigured, StateDamaged, Unavailable
 from errata.ports import Consumer, Outgoing, Record
 from errata_services.dev import servers
 from errata_services.dev.servers import KafkaServer
@@ -86,7 +91,7 @@ def begin_open(transport: KafkaTransport, value: str, at: int) -> KafkaProducer:
     return producer
 
 
-def texts(records: Iterator[Record] | list[Record]) -> list[str]:
+def texts(records: Iterable[Record]) -> list[str]:
     return [(record.value or b"").decode() for record in records]
 
 
@@ -352,6 +357,80 @@ def test_statistics_tell_the_lag_by_the_names_of_the_stages(place: Place) -> Non
     assert {name for one in found for name in one["topics"]} == {"log"}
 
 
+# Fences. The coordinator gives an instance to whoever joined last, be it a request of the member itself that was sent
+# before brokers froze and is handled after its later one.
+
+
+SHORT = {"session.timeout.ms": "6000", "heartbeat.interval.ms": "500"}  # the shortest that a broker grants
+
+
+def lost_join(place: Place) -> None:
+    """Somebody joins as instance 0 and is not heard of again: killed, so that it does not leave the group."""
+    code = (
+        "import sys\n"
+        "from errata.adapters.kafka import KafkaTransport\n"
+        "properties, prefix = dict(one.split('=') for one in sys.argv[2:]), sys.argv[1]\n"
+        "member = KafkaTransport(properties, topic_prefix=prefix).consumer('group', 'log', instance='0')\n"
+        "while not member.assignment(): member.poll(1, 0.1)\n"
+        "print('joined', flush=True)\n"
+        "while True: member.poll(1, 0.1)\n"
+    )
+    given = [f"{name}={value}" for name, value in {**place.properties, **SHORT}.items()]
+    with subprocess.Popen([sys.executable, "-c", code, place.prefix, *given], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"joined\n"
+        process.kill()
+
+
+def test_a_member_is_not_fenced_by_a_request_that_nobody_stands_behind(place: Place) -> None:
+    """As when brokers that were frozen handle a first request to join after the second."""
+    member = place.transport(SHORT).consumer("group", "log", instance="0")
+    until_assigned(member)
+    lost_join(place)
+    with pytest.raises(Unavailable, match=r"group: fenced, but no other process has instance 0; start again$") as error:
+        drain(member, 1)
+    one_line(error)
+
+
+def test_a_member_is_fenced_by_one_that_stays(place: Place) -> None:
+    """Negative control; the newer goes on."""
+    member = place.transport(SHORT).consumer("group", "log", instance="0")
+    until_assigned(member)
+    rival = place.transport(SHORT).consumer("group", "log", instance="0")
+    until_assigned(rival)
+    with pytest.raises(Fenced, match="a newer process has taken over instance 0; two processes of a stage") as error:
+        drain(member, 1)
+    one_line(error)
+    assert rival.poll(1, WAIT_S) == []
+    assert rival.assignment() == {("log", 0), ("log", 1)}
+
+
+def test_a_member_that_cannot_ask_who_fenced_it_starts_again() -> None:
+    connection = Connection({"bootstrap.servers": "127.0.0.1:1"})
+    assert isinstance(fence(connection, "group", "0", own_member="", doing="poll"), Unavailable)
+
+
+@pytest.mark.parametrize(("rival", "becomes"), [(False, Unavailable), (True, Fenced)])
+def test_a_producer_is_fenced_by_a_process_that_has_its_instance_only(
+    place: Place, rival: bool, becomes: type[ErrataError]
+) -> None:
+    """Another with its id alone may be a lost request of its own; a rival joins the group right behind it."""
+    ours, theirs = place.transport(SHORT), place.transport(SHORT)
+    producer, member = ours.producer("same"), ours.consumer("group", "log", instance="0")
+    until_assigned(member)
+    producer.begin()
+    producer.send_offsets({LOG: 0}, member)
+    producer.commit()
+    theirs.producer("same")
+    if rival:
+        until_assigned(theirs.consumer("group", "log", instance="0"))
+    producer.begin()
+    producer.produce(Outgoing("log", b"k", b"late", partition=0))
+    with pytest.raises(ErrataError) as error:
+        end(producer)
+    assert type(error.value) is becomes, one_line(error)
+
+
 # Transactions.
 
 
@@ -495,6 +574,24 @@ def end(producer: KafkaProducer) -> None:
     except ErrataError:
         producer.abort()
         raise
+
+
+def test_leaders_that_were_elected_anew_are_asked_for(broker: KafkaServer) -> None:
+    """An admin client would go on for minutes with the leaders it knew, as it does after an election of any kind."""
+    place = Place({"bootstrap.servers": broker.address})
+    transport = place.transport()
+    write(transport, "a")
+    assert transport.end_offset(LOG) > 0
+    broker.restart()
+    deadline_s = monotonic() + 30
+    found = None
+    while found is None:
+        with suppress(Unavailable):
+            found = transport.end_offset(LOG)
+        assert monotonic() < deadline_s, "it does not find the leader"
+    assert found == 2  # the record and its marker
+    assert texts(transport.read_from(LOG)) == ["a"]
+    place.close()
 
 
 def test_a_broker_that_dies_in_a_transaction_ends_the_producer(broker: KafkaServer) -> None:

@@ -3,6 +3,7 @@
 0 stopped, 70 an invariant is broken, 75 start it again, 78 a setting is wrong or another process took its place.
 """
 
+import faulthandler
 import gc
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Protocol
 
 POLL_S = 0.25
+CLOSE_TIMEOUT_S = 60.0  # then the process ends with 1, its stacks in the log
 COLLECTED_AFTER = 100_000  # containers made and not freed; 700 unless told
 
 
@@ -40,7 +42,10 @@ def serve(loop: Loop, stopping: Event, on_tick: Callable[[], None] = lambda: Non
             on_tick()
             loop.run_once(POLL_S)
     finally:
+        # A client in C that hangs with the interpreter's lock in its hand is beyond any thread of ours.
+        faulthandler.dump_traceback_later(CLOSE_TIMEOUT_S, exit=True)
         loop.close()
+        faulthandler.cancel_dump_traceback_later()
 
 
 def stop_on_signals(stopping: Event) -> None:

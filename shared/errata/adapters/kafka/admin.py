@@ -26,6 +26,7 @@ from errata.adapters.kafka.connection import (
     ANSWER_TIMEOUT_S,
     BEGINS_HERE,
     Connection,
+    close_in_time,
     earliest_offsets,
     latest_offsets,
     metadata,
@@ -194,7 +195,7 @@ def _plan(
         kept = "compacted" if topic.retention_s is None else f"kept {topic.retention_s // 86_400} days"
         plan.note("create", name, f"{topic.partitions} partitions, replicated {replication} times, {kept}")
     for group, inputs in groups.items():
-        _plan_offsets(plan, connection, admin, group, inputs, topics, cluster)
+        _plan_offsets(plan, connection, group, inputs, topics, cluster)
     return plan
 
 
@@ -225,7 +226,6 @@ def _plan_existing(
 def _plan_offsets(
     plan: _Plan,
     connection: Connection,
-    admin: AdminClient,
     group: str,
     inputs: Sequence[str],
     topics: Mapping[str, Topic],
@@ -233,7 +233,7 @@ def _plan_offsets(
 ) -> None:
     places = [(name, number) for name in inputs for number in range(topics[name].partitions)]
     there = [place for place in places if place[0] in cluster.counts]
-    committed = _settled(partial(_committed, connection, admin, group, there), passing=(Unavailable,))
+    committed = _settled(partial(_committed, connection, group, there), passing=(Unavailable,))
     missing = [place for place in places if place not in committed]
     if not missing:
         return
@@ -286,17 +286,22 @@ def _configs(connection: Connection, admin: AdminClient, names: Sequence[str]) -
     return found
 
 
-def _committed(connection: Connection, admin: AdminClient, group: str, places: Sequence[Place]) -> set[Place]:
+def _committed(connection: Connection, group: str, places: Sequence[Place]) -> set[Place]:
+    """Places for which the group has an offset. Asked by a consumer that joins nothing: an admin client crashes when
+    the group was just given another coordinator (librdkafka#5040)."""
     if not places:
         return set()
-    request = ConsumerGroupTopicPartitions(connection.full(group), [connection.at(place) for place in places])
-    futures = admin.list_consumer_group_offsets([request], request_timeout=ANSWER_TIMEOUT_S)
-    answer = _answer(connection, admin, f"offsets of group {group}", next(iter(futures.values())).result)
-    return {
-        (partition.topic.removeprefix(connection.prefix), partition.partition)
-        for partition in answer.topic_partitions
-        if partition.offset >= 0
-    }
+    client = connection.consumer("reader", {"group.id": connection.full(group)})
+    try:
+        found = client.committed([connection.at(place) for place in places], timeout=ANSWER_TIMEOUT_S)
+        for partition in found:
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+    except KafkaException as error:
+        raise connection.answered(client, error, f"offsets of group {group}") from None
+    finally:
+        close_in_time(client, group)
+    return {(one.topic.removeprefix(connection.prefix), one.partition) for one in found if one.offset >= 0}
 
 
 # The execution.

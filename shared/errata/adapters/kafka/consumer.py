@@ -1,6 +1,7 @@
 """A member of a consumer group: classic protocol, cooperative-sticky, static membership."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Literal
 
@@ -144,6 +145,8 @@ class KafkaConsumer(OfOneProcess):
         self._closed = True
         if self._leaves() and not self._failed:
             self._leave()
+        with suppress(KafkaException, RuntimeError):
+            self._client.poll(0)  # closing a client with an assignment that nobody has taken may never end
         close_in_time(self._client, f"group {self._group}")
         self._held = set()
 

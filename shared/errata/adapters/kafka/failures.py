@@ -2,8 +2,6 @@
 
 import logging
 import re
-from collections.abc import Mapping
-from math import inf
 from time import monotonic
 from typing import Any
 
@@ -22,6 +20,11 @@ REFUSED = frozenset({
 UNKNOWN_PLACE = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
 })  # fmt: skip
+# A leader moved, or was elected anew, since the client last asked who it is.
+MOVED = frozenset({
+    KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+})  # fmt: skip
 # Told while the client tries again by itself.
 PASSING = frozenset({
     KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE,
@@ -32,8 +35,6 @@ _PROPERTY = re.compile(r'"([a-z][a-z_.]+)"|(?:^|\s|`)([a-z]+(?:\.[a-z_]+)+)')
 _NOISE = re.compile(r" \((?:after|in state) [^)]*\)")
 _MAX_REASON = 300  # characters
 LOG_AGAIN_S = 60.0
-SILENCE_US = 4_000_000
-SILENCE_COUNTS_S = 60.0
 
 _LOG = logging.getLogger("errata.kafka")
 
@@ -44,7 +45,6 @@ class Diagnosis:
     def __init__(self) -> None:
         self._last: KafkaError | None = None
         self._told: dict[int, float] = {}  # code: when, in seconds of the monotonic clock
-        self._silent_s = -inf  # when no broker had said a thing for a while
 
     def note(self, error: KafkaError) -> None:
         """The error callback of every client. It comes at each attempt to connect, and is logged once in a while."""
@@ -54,16 +54,6 @@ class Diagnosis:
         if now_s - self._told.get(error.code(), -LOG_AGAIN_S) >= LOG_AGAIN_S:
             self._told[error.code()] = now_s
             _LOG.warning("Kafka: %s", _reason(error))
-
-    def note_silence(self, statistics: Mapping[str, Any]) -> None:
-        """Statistics of a consumer, to which a broker that is well says something several times a second."""
-        brokers = [one for one in statistics.get("brokers", {}).values() if one.get("nodeid", -1) >= 0]
-        heard = [one.get("rxidle", 0) for one in brokers if one.get("state") == "UP"]
-        if brokers and min(heard, default=inf) > SILENCE_US:
-            self._silent_s = monotonic()
-
-    def silent_lately(self) -> bool:
-        return monotonic() - self._silent_s < SILENCE_COUNTS_S
 
     def unreachable(self, doing: str, servers: str) -> ErrataError:
         """Nobody answered in time: a wrong password or certificate is the user's to mend, anything else may pass."""

@@ -1,7 +1,6 @@
 """A transactional producer. Once the end of a transaction is in doubt it is of no more use: the process starts anew."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from time import monotonic
 from typing import cast
 
@@ -9,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka._types import HeadersType
 
 from errata.adapters.kafka.config import transaction_timeout_ms
-from errata.adapters.kafka.connection import Connection, OfOneProcess
+from errata.adapters.kafka.connection import Connection, OfOneProcess, close_in_time
 from errata.adapters.kafka.consumer import KafkaConsumer
 from errata.adapters.kafka.failures import error_of, failure
 from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, RefusedOversize, Unavailable
@@ -36,6 +35,7 @@ class KafkaProducer(OfOneProcess):
         self._id = transactional_id
         self._partitions_of = partitions_of
         self._undelivered: KafkaError | None = None  # of this transaction
+        self._member: KafkaConsumer | None = None  # whose offsets it sends
         self._transaction_timeout_s = transaction_timeout_ms(connection.properties) / 1_000
         self._open = self._in_doubt = self._closed = False
         self._began_s = 0.0
@@ -74,6 +74,7 @@ class KafkaProducer(OfOneProcess):
         self._check_open()
         if not isinstance(consumer, KafkaConsumer):
             raise Misconfigured("offsets go into a transaction with a consumer of the same transport")
+        self._member = consumer
         positions = [self._connection.at(place, offset) for place, offset in sorted(offsets.items())]
         try:
             self._client.send_offsets_to_transaction(positions, consumer.group_metadata(), END_TIMEOUT_S)
@@ -108,9 +109,7 @@ class KafkaProducer(OfOneProcess):
             self._in_doubt = True  # whatever comes of the abort, nobody waits long for it
             self.abort()
         self._closed = True
-        # It aborts by itself and fails where we did before; without an answer the binding raises SystemError.
-        with suppress(KafkaException, SystemError):
-            self._client.close()
+        close_in_time(self._client, self._id)
 
     def _enqueue(self, record: Outgoing, partition: int) -> None:
         topic, headers = self._connection.full(record.topic), cast(HeadersType, list(record.headers))
@@ -157,6 +156,9 @@ class KafkaProducer(OfOneProcess):
             limit = f"{self._transaction_timeout_s:g} s"
             return self._doubt(f"{self._id}: {doing}: the transaction took longer than {limit} and was aborted")
         self._in_doubt = True
+        if isinstance(found, Fenced) and self._member is not None:
+            # By a rival, which joins the group right behind; or by a lost request of our own for the same id.
+            return self._member.fence(f"{self._id}: {doing}")
         if error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
             return self._connection.answered(self._client, exception, f"{self._id}: {doing}")
         return found
