@@ -21,7 +21,7 @@ from errata.contracts.topics import (
     model_key,
     state_topic,
 )
-from errata.domain.array_codec import pack_arrays, pack_json, unpack_arrays, unpack_json
+from errata.domain.array_codec import PlainJson, pack_arrays, pack_json, unpack_arrays, unpack_json
 from errata.domain.columns import PURPOSES, Batch, Ints, Layout, Outcomes, Predictions
 from errata.domain.detection.anomalies import anomaly_of, case_id, config_hash
 from errata.domain.detection.engine import DETECTORS, LABEL_DETECTORS, Engine, Judged
@@ -63,10 +63,13 @@ class AnomalyDetector:
         rekeys: bool = False,
         tables_every_s: float = 0.0,
         telemetry: Telemetry | None = None,
+        plain: PlainJson = canonical,
     ) -> None:
         """``rekeys``: records may come from strangers, with another key or in another partition than their model's.
-        ``tables_every_s``: seconds between two looks for new contracts and references."""
+        ``tables_every_s``: seconds between two looks for new contracts and references. ``plain``
+        writes plain data of the state as JSON."""
         self._decoder = decoder
+        self._plain = plain
         self._telemetry: Telemetry = telemetry or NoTelemetry()
         self._partitions = {topic: transport.partitions(topic) for topic in (PREDICTIONS, OUTCOMES)} if rekeys else {}
         self._homes: dict[bytes, int] = {}
@@ -272,13 +275,15 @@ class AnomalyDetector:
         for index in sorted(self.judged.touched):
             slot = self._state.slot(index)
             meta, arrays = self._state.pack(slot)
-            changes.append(StateChange(slot.partition, _slot_key(slot), pack_arrays(SCHEMA_VERSION, meta, arrays)))
+            changes.append(
+                StateChange(slot.partition, _slot_key(slot), pack_arrays(SCHEMA_VERSION, meta, arrays, self._plain))
+            )
         for partition, seen in sorted(self._seen.items()):
             before = taken.get(partition, 0)
             if seen.taken == before:
                 continue
             changes += [
-                StateChange(partition, IDS + b":%d" % place, pack_arrays(SCHEMA_VERSION, {}, {"ids": ids}))
+                StateChange(partition, IDS + b":%d" % place, pack_arrays(SCHEMA_VERSION, {}, {"ids": ids}, self._plain))
                 for place, ids in seen.blocks_since(before)
             ]
             changes.append(

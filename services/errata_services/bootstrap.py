@@ -18,7 +18,7 @@ from errata import __version__
 from errata.adapters.aead import KEY_BYTES, Aead, read_or_make_key
 from errata.adapters.context_memory import MemoryContextStore
 from errata.adapters.context_redis import TIMEOUT_S, RedisContextStore
-from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder
+from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder, plain_json
 from errata.adapters.http_health import open_health_server
 from errata.adapters.journal import DataLock, Journal
 from errata.adapters.kafka import KafkaTransport, check_topics
@@ -28,6 +28,7 @@ from errata.adapters.prometheus import PrometheusMeter
 from errata.adapters.sql import SqlCatalogue
 from errata.contracts import Contract, Reference, canonical
 from errata.contracts.topics import CONTRACTS, REFERENCES, TOPICS
+from errata.domain.array_codec import PlainJson
 from errata.errors import Misconfigured
 from errata.ports import Catalogue, Cipher, ContextStore, Decoder, Offsets, Outgoing, Router, Transport
 from errata.runtime.health import Health
@@ -68,6 +69,7 @@ class Parts:
     cipher: Cipher
     redaction_key: bytes
     decoder: Decoder
+    plain: PlainJson
     router: Router
     context: ContextStore
 
@@ -89,7 +91,9 @@ def embedded_parts(data: Path | None) -> Iterator[Parts]:
             transport = MemoryTransport(TOPICS, journal=Journal(data / JOURNAL_FILE))
         stack.callback(catalogue.close)
         stack.callback(transport.close)
-        yield Parts(transport, catalogue, cipher, key, MsgspecDecoder(key), LineRouter(), MemoryContextStore())
+        yield Parts(
+            transport, catalogue, cipher, key, MsgspecDecoder(key), plain_json, LineRouter(), MemoryContextStore()
+        )
 
 
 @dataclass(slots=True)
@@ -103,6 +107,7 @@ class ServiceParts:
     cipher: Cipher
     redaction_key: bytes
     decoder: Decoder
+    plain: PlainJson
     telemetry: Telemetry
     health: Health
     stack: ExitStack
@@ -145,7 +150,7 @@ def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -
         stack.callback(transport.close)
         redaction_key = derived_key(key, b"redaction")
         cipher, decoder = Aead(derived_key(key, b"dead letters")), MsgspecDecoder(redaction_key)
-        holder.append(ServiceParts(transport, cipher, redaction_key, decoder, telemetry, health, stack))
+        holder.append(ServiceParts(transport, cipher, redaction_key, decoder, plain_json, telemetry, health, stack))
         stack.callback(health.draining)
         yield holder[0]
 

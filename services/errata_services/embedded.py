@@ -83,7 +83,7 @@ class Embedded:
             for p in range(transport.partitions(topic))
         }
         self._cases_from = {p: transport.end_offset((TAGGED, p)) for p in range(transport.partitions(TAGGED))}
-        self.detector = AnomalyDetector(transport, parts.decoder)
+        self.detector = AnomalyDetector(transport, parts.decoder, plain=parts.plain)
         enricher = Enricher(parts.context, transport, contracts.get, parts.redaction_key)
         self.workers = [
             Worker(

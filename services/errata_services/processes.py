@@ -105,7 +105,12 @@ def _worker(stage: Stage, settings: ServiceSettings, parts: ServiceParts, config
 
 def _detector(settings: ServiceSettings, parts: ServiceParts) -> _Made:
     stage = AnomalyDetector(
-        parts.transport, parts.decoder, rekeys=True, tables_every_s=TABLES_EVERY_S, telemetry=parts.telemetry
+        parts.transport,
+        parts.decoder,
+        rekeys=True,
+        tables_every_s=TABLES_EVERY_S,
+        telemetry=parts.telemetry,
+        plain=parts.plain,
     )
     return _worker(stage, settings, parts, CONFIG_HASH), parts.health.tick
 

@@ -12,7 +12,7 @@ from tests.pipeline.case_builder import blank_catalogue
 
 from errata.adapters.aead import KEY_BYTES, Aead
 from errata.adapters.context_memory import MemoryContextStore
-from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder
+from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder, plain_json
 from errata.adapters.memory import MemoryTransport
 from errata.adapters.sql import SqlCatalogue
 from errata.contracts import Contract, FailureCase, Reference, TaggedCase, canonical
@@ -45,7 +45,9 @@ def chain_parts(folder: Path, *tables: Contract | Reference, key: bytes = KEY) -
     transport = MemoryTransport(TOPICS)
     apply_tables(transport, *tables)
     try:
-        yield Parts(transport, catalogue, Aead(key), key, MsgspecDecoder(key), LineRouter(), MemoryContextStore())
+        yield Parts(
+            transport, catalogue, Aead(key), key, MsgspecDecoder(key), plain_json, LineRouter(), MemoryContextStore()
+        )
     finally:
         catalogue.close()
         transport.close()

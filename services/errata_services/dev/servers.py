@@ -74,12 +74,14 @@ def kafka(
     tls: bool = False,
     sasl: bool = False,
     heap_mb: int = KAFKA_HEAP_MB,
+    quick: bool = True,
     properties: Mapping[str, str] | None = None,
     port: int | None = None,
 ) -> Iterator[KafkaServer]:
     """One Apache Kafka node (KRaft) with its data in ``folder``; ``properties`` win over server.properties.
 
-    ``tls`` adds an SSL listener, ``sasl`` a SASL_SSL one that takes PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512.
+    ``tls`` adds an SSL listener, ``sasl`` a SASL_SSL one that takes PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512. ``quick``:
+    the JVM compiles for a quick start; else for a broker that stays, which then needs half the CPU for a request.
     """
     folder = made(folder)
     java = find_program("java", "openjdk-17-jre-headless")
@@ -93,7 +95,7 @@ def kafka(
     if not (folder / "data" / "meta.properties").exists():
         _format(java, classpath, config, password)
     command = [
-        java, f"-Xmx{heap_mb}m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+        java, f"-Xmx{heap_mb}m", "-Xms128m", "-XX:+UseSerialGC", *(["-XX:TieredStopAtLevel=1"] if quick else []),
         "-Djava.awt.headless=true", f"-Dlog4j2.configurationFile={kafka_files() / 'log4j2.properties'}",
         "-cp", classpath, "kafka.Kafka", str(config),
     ]  # fmt: skip

@@ -51,12 +51,15 @@ def canonical(value: object) -> bytes:
     >>> canonical({"b": 1, "a": ["é"]})
     b'{"a":["\\xc3\\xa9"],"b":1}'
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
-    ).encode()
+    return _encode(value).encode()
 
 
 def _plain(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"a message holds plain data only, not {type(value).__name__}")
+
+
+_encode = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+).encode

@@ -6,7 +6,7 @@ of the header. Equal content gives equal bytes, whatever the order in which the 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from errata.contracts import canonical
 ENVELOPE_VERSION = 1
 CODEC_PARTS, CODEC_JSON, CODEC_MSGPACK, CODEC_ARRAYS = 0, 1, 2, 3
 
+PlainJson = Callable[[object], bytes]
 _ENVELOPE_BYTES = 4
 _LENGTH_BYTES = 4
 _KINDS = "biuf"  # bool, integer, unsigned, float: what has one byte form on every machine
@@ -49,8 +50,13 @@ def unpack_json(value: bytes) -> tuple[int, Any]:
     return schema_version, json.loads(payload)
 
 
-def pack_arrays(schema_version: int, meta: Mapping[str, object], arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Arrays and plain ``meta`` as one state value (codec 3).
+def pack_arrays(
+    schema_version: int,
+    meta: Mapping[str, object],
+    arrays: Mapping[str, NDArray[Any]],
+    plain: PlainJson = canonical,
+) -> bytes:
+    """Arrays and plain ``meta`` as one state value (codec 3). ``plain`` writes JSON, the same for the same data.
 
     Raises ``ValueError`` for arrays of objects or texts: only numbers and bools have one byte form.
 
@@ -61,7 +67,7 @@ def pack_arrays(schema_version: int, meta: Mapping[str, object], arrays: Mapping
     (2, {'seq': 7}, [[1, 2]])
     """
     columns = [(name, _little_endian(name, arrays[name])) for name in sorted(arrays)]
-    header = canonical(
+    header = plain(
         {"meta": dict(meta), "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in columns]}
     )
     body = b"".join(array.tobytes() for _, array in columns)

@@ -42,10 +42,12 @@ class Table(Generic[Entry]):
             return changed
         self._looked_s = now_s
         for partition, offset in self._next.items():
-            if self._transport.end_offset((self._topic, partition)) == offset:
+            end = self._transport.end_offset((self._topic, partition))
+            if end <= offset:
                 continue
+            self._next[partition] = end  # it may lie behind a mark of a transaction, which is no record
             for record in self._transport.read_from((self._topic, partition), offset):
-                self._next[partition] = record.offset + 1
+                self._next[partition] = max(end, record.offset + 1)
                 if record.value is None:
                     continue
                 try:
