@@ -116,3 +116,10 @@ def test_a_ratio_is_the_median_of_the_ratios_of_each_round() -> None:
     """Not the ratio of the medians: a slow round slows all variants of it."""
     taken = {"ours": [1.0, 10.0, 4.0], "theirs": [2.0, 20.0, 2.0]}
     assert speed_ratio(taken, "ours", "theirs") == 2.0
+
+
+def test_the_middle_of_three_measurements_counts_and_one_that_is_no_number_is_told() -> None:
+    takes = [Row("ratio", measured, "speed", f"take {measured}") for measured in (0.7, 0.5, 0.6)]
+    assert run.median_row(takes) == takes[2]
+    broken = Row("ratio", float("nan"), "speed", "the peer cannot be run")
+    assert run.median_row([takes[0], broken, takes[1]]) is broken
