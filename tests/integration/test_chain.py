@@ -12,12 +12,13 @@ from tests.integration.chain import REDACTION_KEY, Chain, Service, chain_on
 from tests.pipeline.chain_builder import batches, cases_of, chain, chain_parts
 
 from errata.contracts import Contract, FailureCase, Reference, canonical
-from errata.contracts.topics import PARTITIONS, PREDICTIONS, state_topic
+from errata.contracts.topics import PARTITIONS, PREDICTIONS, STAGES, state_topic
 from errata.domain.array_codec import unpack_arrays
 from errata.domain.detection import state as at
 from errata.domain.partitioner import partition_of
 from errata.ports import Outgoing
 from errata.runtime.changelog import entries_of, read_records
+from errata_services.cli.ledger import read_audit
 from errata_services.demo import stream
 
 pytestmark = [pytest.mark.servers, pytest.mark.whole]
@@ -44,6 +45,10 @@ def test_the_census_stream_gives_the_cases_of_the_chain_in_one_process(
     differing = differences([timeless(case) for case in four.cases()], wanted)
     assert not differing, "\n".join(differing[:20])
     assert len(wanted) == 5
+    books, balanced = read_audit(four.transport)
+    assert balanced
+    assert books.faults == []
+    assert [one.stage for one in books.accounts] == sorted(STAGES[:3])
     assert [service.end() for service in four.running] == [0, 0, 0, 0]
 
 

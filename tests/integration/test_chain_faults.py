@@ -29,6 +29,7 @@ from errata.ports import Transport
 from errata.runtime import crash_points
 from errata.runtime.changelog import entries_of, read_records
 from errata_services import catalog_writer
+from errata_services.cli.ledger import read_audit
 
 pytestmark = [pytest.mark.servers, pytest.mark.whole]
 
@@ -190,6 +191,7 @@ def test_kills_at_every_point_of_every_stage_change_nothing(four: Chain, story: 
     assert_equal(four, wanted)
     found = differences(state_of(four.transport), state)
     assert not found, "\n".join(found[:20])
+    assert read_audit(four.transport)[0].faults == []
 
 
 def killed_and_left_running(four: Chain, stage: str) -> int:

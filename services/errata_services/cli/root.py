@@ -13,6 +13,7 @@ from errata_services.cli import (
     contracts,
     demo,
     dev,
+    ledger,
     models,
     references,
     run,
@@ -45,6 +46,7 @@ app.add_typer(references.app, name="reference")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(context.app, name="context")
 app.add_typer(dev.app, name="dev")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(topics.app, name="topics")
 
 
