@@ -148,8 +148,9 @@ def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -
             structlog.get_logger().warning("topic differs", difference=warning)
         holder: list[ServiceParts] = []  # statistics come from a client that the parts hold
         transport = KafkaTransport(
-            FETCHING.get(name, {}) | settings.kafka,
+            settings.kafka,
             topic_prefix=settings.topic_prefix,
+            members=FETCHING.get(name),
             on_stats=lambda statistics: holder[0].on_statistics(statistics) if holder else None,
         )
         stack.callback(transport.close)

@@ -41,6 +41,7 @@ class KafkaConsumer(OfOneProcess):
         on_revoke: OnPartitions | None,
         missing_offsets: MissingOffsets,
         leaves: Callable[[], bool],
+        more: Mapping[str, str],
     ) -> None:
         super().__init__()
         self._connection = connection
@@ -60,7 +61,7 @@ class KafkaConsumer(OfOneProcess):
         self._given_up: set[Place] = set()  # within this poll
         self._assigning = self._closed = self._failed = False
         self._client: Consumer = connection.consumer(
-            "consumer", {"group.id": connection.full(group), "group.instance.id": instance}
+            "consumer", {**more, "group.id": connection.full(group), "group.instance.id": instance}
         )
         self._client.subscribe(
             [connection.full(topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked

@@ -32,7 +32,8 @@ class KafkaTransport:
     A group without an offset for a partition is refused, so that none begins by chance; "earliest" is for tests and
     tools. ``leave_on_close`` makes members that close tell their group, which then passes their partitions on at once;
     without it a restart within ``session.timeout.ms`` gets its partitions back with no rebalance. It may be set until
-    the consumer closes. ``on_stats`` gets librdkafka's statistics, consumer lag among them, within `poll`.
+    the consumer closes. ``members`` are properties of group members alone; those of the user win. ``on_stats`` gets
+    librdkafka's statistics, consumer lag among them, within `poll`.
 
     Clients are made when they are first needed, and refuse to be used in another process than that which made them.
     """
@@ -44,6 +45,7 @@ class KafkaTransport:
         topic_prefix: str = "",
         missing_offsets: MissingOffsets = "refuse",
         leave_on_close: bool = False,
+        members: Mapping[str, str] | None = None,
         on_stats: OnStats | None = None,
     ) -> None:
         kinds: tuple[config.Kind, ...] = ("consumer", "reader", "picker", "producer", "admin")
@@ -52,6 +54,7 @@ class KafkaTransport:
         self.leave_on_close = leave_on_close
         self._connection = Connection(dict(properties), topic_prefix, on_stats)
         self._missing_offsets = missing_offsets
+        self._members = {name: value for name, value in (members or {}).items() if name not in properties}
         self._admin: AdminClient | None = None
         self._readers: Readers | None = None
         self._counts: dict[str, int] = {}
@@ -90,6 +93,7 @@ class KafkaTransport:
             on_revoke=on_revoke,
             missing_offsets=self._missing_offsets,
             leaves=lambda: self.leave_on_close,
+            more=self._members,
         )
         self._consumers.append(member)
         return member
