@@ -7,7 +7,7 @@ The service is put together by ``errata_services.processes``, from the environme
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from confluent_kafka import Producer, TopicPartition
 
 from errata.adapters.kafka import KafkaConsumer, KafkaTransport
 from errata.contracts.topics import STAGES
-from errata.ports import Consumer, Offsets, OnPartitions, Outgoing, Record
+from errata.ports import Consumer, Offsets, Outgoing
 from errata.runtime.service import calm_collector
 from errata.settings import ServiceSettings, read_service_settings
 from errata_services import processes
@@ -84,7 +84,7 @@ class AtLeastOnceProducer:
 
 
 class AtLeastOnce:
-    """A transport whose producers have no transactions."""
+    """A transport whose producers have no transactions; all else is that of ``inner``."""
 
     def __init__(self, inner: KafkaTransport, settings: ServiceSettings) -> None:
         self._inner = inner
@@ -93,34 +93,8 @@ class AtLeastOnce:
     def producer(self, transactional_id: str) -> AtLeastOnceProducer:
         return AtLeastOnceProducer(self._settings)
 
-    def partitions(self, topic: str) -> int:
-        return self._inner.partitions(topic)
-
-    def consumer(
-        self,
-        group: str,
-        topic: str,
-        *,
-        instance: str,
-        side_inputs: Sequence[str] = (),
-        on_assign: OnPartitions | None = None,
-        on_revoke: OnPartitions | None = None,
-    ) -> KafkaConsumer:
-        return self._inner.consumer(
-            group, topic, instance=instance, side_inputs=side_inputs, on_assign=on_assign, on_revoke=on_revoke
-        )
-
-    def read_from(self, partition: tuple[str, int], offset: int = 0) -> Iterator[Record]:
-        return self._inner.read_from(partition, offset)
-
-    def read_at(self, partition: tuple[str, int], offsets: Sequence[int]) -> list[Record | None]:
-        return self._inner.read_at(partition, offsets)
-
-    def end_offset(self, partition: tuple[str, int]) -> int:
-        return self._inner.end_offset(partition)
-
-    def close(self) -> None:
-        self._inner.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 def main(guarantee: str, events: int) -> None:
