@@ -21,7 +21,7 @@ $(BIN)/.demo: pyproject.toml uv.lock
 	@touch $@
 
 $(BIN)/.ready: pyproject.toml uv.lock
-	@$(SYNC) --group bench
+	@$(SYNC) --group bench --extra trends
 	@touch $@ $(BIN)/.demo
 
 init: $(BIN)/.ready  ## make a ready checkout: environment with all development tools
