@@ -5,7 +5,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help init demo check test lint schemas dashboards bench clean
+.PHONY: help init demo check test lint schemas dashboards bench faults clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ dashboards: $(BIN)/.ready  ## write deploy/grafana/dashboards from the code
 bench: $(BIN)/.ready  ## quality and speed beside ceilings and peers, in one run; fails below a goal
 	@bash tools/servers.sh
 	$(BIN)/python tests/benchmarks/run.py
+
+faults: $(BIN)/.ready  ## kill, freeze, fill and poison the chain on real Kafka; FAULTS="--quick" for minutes, or names of scenarios
+	@bash tools/servers.sh
+	$(BIN)/python tests/faults/run.py $(FAULTS)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .bench

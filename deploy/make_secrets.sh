@@ -20,9 +20,9 @@ draw() {
     od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-for name in key postgres_password owner_password writer_password grafana_password; do
+for name in key postgres_password owner_password writer_password keeper_password grafana_password; do
     write "$name" "$(draw)"
 done
-for role in owner writer; do
+for role in owner writer keeper; do
     write "${role}_url" "postgresql://errata_$role:$(cat "$folder/${role}_password")@postgres:5432/errata"
 done

@@ -5,12 +5,14 @@ Around the pure engine: decoding by the models' layouts, removal of duplicates, 
 
 import json
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from dataclasses import replace
+from hashlib import blake2b, sha256
 
 import numpy as np
 
-from errata.contracts import Anomaly, Contract, Reference, canonical
+from errata.contracts import Anomaly, Contract, Heartbeat, Reference, canonical
 from errata.contracts.cloudevents import cloud_event
+from errata.contracts.strict import instant
 from errata.contracts.topics import (
     ANOMALIES,
     CONTRACTS,
@@ -22,24 +24,35 @@ from errata.contracts.topics import (
     state_topic,
 )
 from errata.domain.array_codec import PlainJson, pack_arrays, pack_json, unpack_arrays, unpack_json
-from errata.domain.columns import PURPOSES, Batch, Ints, Layout, Outcomes, Predictions
+from errata.domain.columns import PURPOSES, Batch, Beat, Ints, Layout, Outcomes, Predictions
 from errata.domain.detection.anomalies import anomaly_of, case_id, config_hash
-from errata.domain.detection.engine import DETECTORS, LABEL_DETECTORS, Engine, Judged
+from errata.domain.detection.engine import DETECTORS, LABEL_DETECTORS, Engine, Judged, clamped
 from errata.domain.detection.identity import BLOCK, SeenIds
+from errata.domain.detection.keeping import BASE_BYTES, Arrivals, Departed, Departures, Keeper, Limits, Reason
 from errata.domain.detection.profile import Profile, compile_profile
-from errata.domain.detection.state import Slot, State
+from errata.domain.detection.state import (
+    BLOCK_SCHEMA,
+    DEPARTED_SCHEMA,
+    IDS_SCHEMA,
+    SLOT_SCHEMA,
+    TABLES_SCHEMA,
+    Slot,
+    State,
+    slot_bytes,
+)
 from errata.domain.detection.statistics import G_SHARE, PSI_MIN, WINDOW, WINDOW_MIN
 from errata.domain.layouts import compile_layout
 from errata.domain.partitioner import partition_of
+from errata.errors import StateDamaged
 from errata.ports import DeadInput, Decoder, Outgoing, Record, StateChange, StepResult, Transport
 from errata.runtime.changelog import TABLE_KEY
+from errata.runtime.heartbeats import heartbeat_record, note_heartbeat
 from errata.runtime.tables import Table
 from errata.runtime.telemetry import NoTelemetry, Telemetry
 
-SCHEMA_VERSION = 1
 REKEYED = "errata-rekeyed"  # header of a record that was sent to its place
 MAX_HOMES = 65_536
-IDS = b"ids"
+IDS, DEPARTED, SLOT = b"ids", b"departed", b'["slot",'
 VERSIONS = {d.id: d.version for d in DETECTORS} | {d.id: d.version for d in LABEL_DETECTORS}
 CONFIG_HASH = config_hash(
     sorted(VERSIONS.items()),
@@ -54,6 +67,8 @@ class AnomalyDetector:
     input = PREDICTIONS
     side_inputs: tuple[str, ...] = (OUTCOMES,)
     state_topic = state_topic(STAGES[0])
+    # Configurations whose state this one goes on from, each with why it may. Any other stops the stage.
+    migrates: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -64,10 +79,11 @@ class AnomalyDetector:
         tables_every_s: float = 0.0,
         telemetry: Telemetry | None = None,
         plain: PlainJson = canonical,
+        limits: Limits | None = None,
     ) -> None:
         """``rekeys``: records may come from strangers, with another key or in another partition than their model's.
         ``tables_every_s``: seconds between two looks for new contracts and references. ``plain``
-        writes plain data of the state as JSON."""
+        writes plain data of the state as JSON. ``limits``: how much state a partition may have, and for how long."""
         self._decoder = decoder
         self._plain = plain
         self._telemetry: Telemetry = telemetry or NoTelemetry()
@@ -77,9 +93,12 @@ class AnomalyDetector:
         self._references = Table(transport, REFERENCES, Reference, every_s=tables_every_s)
         self._layouts: dict[bytes, Layout] = {}
         self._profiles: dict[int, Profile] = {}
-        self._unlisted: dict[tuple[str, str], Layout] = {}
         self._state = State()
         self._engine = Engine(self._state)
+        self._keeper = Keeper(limits or Limits())
+        self._departed: dict[int, Departed] = {}
+        self._expired: dict[int, dict[bytes, None]] = {}  # keys that await a tombstone
+        self._gone: dict[Reason, int] = {}  # slots that left in this batch
         self._seen: dict[int, SeenIds] = {}
         self._committed: dict[int, dict[bytes, bytes]] = {}
         self._pending: list[StateChange] = []
@@ -103,6 +122,8 @@ class AnomalyDetector:
                     self._state.replace_profile(self._state.slot(index), self._profile(layout))
 
     def _profile(self, layout: Layout) -> Profile:
+        if not (layout.contract or layout.reference):
+            return compile_profile(layout)  # the one of all such models
         known = self._profiles.get(id(layout))
         if known is None or known.layout is not layout:
             known = self._profiles[id(layout)] = compile_profile(layout)
@@ -115,29 +136,37 @@ class AnomalyDetector:
         taken = 0
         for key, value in sorted(entries.items()):
             if key == TABLE_KEY:
-                self._tables_in_force[partition] = unpack_json(value)[1]
+                self._tables_in_force[partition] = TABLES_SCHEMA.read(*unpack_json(value))
             elif key == IDS:
-                taken = int(unpack_json(value)[1]["taken"])
+                taken = int(IDS_SCHEMA.read(*unpack_json(value))["taken"])
             elif key.startswith(IDS + b":"):
-                blocks[int(key[len(IDS) + 1 :])] = unpack_arrays(value)[2]["ids"]
-            else:
+                version, _, arrays = unpack_arrays(value)
+                blocks[int(key[len(IDS) + 1 :])] = BLOCK_SCHEMA.read(version, arrays)["ids"]
+            elif key == DEPARTED:
+                version, _, arrays = unpack_arrays(value)
+                self._departed[partition] = Departed.of_arrays(DEPARTED_SCHEMA.read(version, arrays))
+            elif key.startswith(SLOT):
                 self._restore_slot(partition, value)
+            else:
+                raise StateDamaged("foreign_key: it holds a key that this stage does not write")
+        self._keeper.forget(partition)
         self._seen[partition] = SeenIds()
         self._seen[partition].rewind(taken, blocks)
         self._committed[partition] = dict(entries)
 
     def _restore_slot(self, partition: int, value: bytes) -> None:
-        _, meta, arrays = unpack_arrays(value)
+        version, *content = unpack_arrays(value)
+        meta, arrays = SLOT_SCHEMA.read(version, content)
         tenant, model, _ = meta["slot"]
         layout = self._layouts.get(model_key(tenant, model)) or compile_layout(tenant, model, None, None)
         self._state.unpack(partition, self._profile(layout), meta, arrays)
 
     def revoke(self, partition: int) -> None:
-        for slot in list(self._state.slots):
-            if slot is not None and slot.partition == partition:
-                self._state.remove(slot)
-        for held in (self._seen, self._committed, self._tables_in_force):
+        for slot in self._state.slots_of(partition):
+            self._state.remove(slot)
+        for held in (self._seen, self._committed, self._tables_in_force, self._departed, self._expired):
             held.pop(partition, None)
+        self._keeper.forget(partition)
 
     def prepare(self, batch: Sequence[Record]) -> None:
         self._refresh_tables()
@@ -149,42 +178,167 @@ class AnomalyDetector:
         if strays:
             batch = [record for index, record in enumerate(batch) if index not in strays]
             decoded = self._decoder.decode(batch, self._layouts)
-        slots = self._slots_of(decoded.predictions, decoded)
-        outcome_slots = self._slots_of(decoded.outcomes, decoded)
         taken = {partition: seen.taken for partition, seen in self._seen.items()}
-        keep, keep_outcomes = self._distinct(decoded)
-        self.judged = self._engine.step(
-            decoded, slots, outcome_slots, keep, keep_outcomes, lambda record, slot: self._case_id(batch[record], slot)
-        )
+        deleted, duplicates = self._judge_all(batch, decoded)
         result = StepResult()
         result.outputs = [
             self._output(anomaly_of(slot, move, VERSIONS, CONFIG_HASH)) for slot, move in self.judged.moves
         ]
+        if decoded.beats:
+            self._pass_on(decoded.beats, result)
         result.dead = [DeadInput(batch[refusal.record], refusal.refusal) for refusal in decoded.refused]
         result.dropped = {reason: len(records) for reason, records in decoded.skipped.items() if records}
         if rekeyed:
             result.rekeyed = rekeyed
             result.dropped["rekeyed"] = len(rekeyed)
-        duplicates = int((~keep).sum() + (~keep_outcomes).sum())
         if duplicates:
             result.dropped["duplicate"] = duplicates
-        result.changes = self._changes(batch, taken)
+        result.changes = [*self._changes(batch, taken), *deleted]
         if len(decoded.predictions):
-            result.max_event_time_us = int(decoded.predictions.time_us.max())
+            rows = decoded.predictions
+            result.max_event_time_us = int(clamped(rows.time_us, rows.record_time_us).max())
         self._pending = result.changes
         return result
+
+    # -- judging, between slots that leave --------------------------------------------------------------------------
+
+    def _judge_all(self, batch: Sequence[Record], decoded: Batch) -> tuple[list[StateChange], int]:
+        """Judge a batch, cut where slots leave: the tombstones of those, and the number of duplicates."""
+        self.judged, self._gone = Judged(), {}
+        start, duplicates, reached = 0, 0, False
+        tombstones: dict[tuple[int, bytes], None] = {}
+        rest = decoded
+        while True:
+            leaving = self._keeper.next_departures(self._state, self._arrivals(rest), after_first=reached)
+            if leaving is None:
+                duplicates += self._judge(batch[start:], rest, start)
+                break
+            reached = leaving.record == 0
+            if reached:
+                tombstones |= dict.fromkeys(self._depart(leaving, start))
+            else:  # who leaves then depends on what comes before
+                part = batch[start : start + leaving.record]
+                duplicates += self._judge(part, self._decoder.decode(part, self._layouts), start)
+                start += leaving.record
+                rest = self._decoder.decode(batch[start:], self._layouts)
+        self._sweep(tombstones)
+        held = {(slot.partition, _slot_key(slot)) for slot in self.slots} if tombstones else set()
+        deleted = [StateChange(*place, None) for place in tombstones if place not in held]
+        return [*deleted, *self._departed_changes(tombstones)], duplicates
+
+    def _judge(self, batch: Sequence[Record], decoded: Batch, start: int) -> int:
+        """One part of a batch, which begins at record ``start`` of it; the number of duplicates."""
+        slots = self._slots_of(decoded.predictions, decoded)
+        outcome_slots = self._slots_of(decoded.outcomes, decoded)
+        keep, keep_outcomes = self._distinct(decoded)
+        judged = self._engine.step(
+            decoded, slots, outcome_slots, keep, keep_outcomes, lambda record, slot: self._case_id(batch[record], slot)
+        )
+        for rows, of_rows in ((decoded.predictions, slots), (decoded.outcomes, outcome_slots)):
+            np.maximum.at(self._state.seen_us, of_rows, rows.record_time_us)
+            judged.touched.update(np.flatnonzero(np.bincount(of_rows)).tolist())
+        if start:
+            judged.moves = [(slot, replace(move, record=move.record + start)) for slot, move in judged.moves]
+        self.judged.add(judged)
+        return int((~keep).sum() + (~keep_outcomes).sum())
+
+    def _arrivals(self, decoded: Batch) -> Arrivals:
+        """Rows and ticks in receipt order, with the slots there are before any of them is judged."""
+        p, o, ticks = decoded.predictions, decoded.outcomes, decoded.ticks
+        new_bytes: list[int] = []
+        slots = [self._known_slots(rows, decoded, new_bytes) for rows in (p, o)]
+        record = np.concatenate([p.record, o.record, np.array([tick.record for tick in ticks], np.int64)])
+        order = np.argsort(record, kind="stable")
+        ticked = [np.array(column, np.int64) for column in (
+            [tick.partition for tick in ticks], [tick.record_time_us for tick in ticks], [-1] * len(ticks),
+        )]  # fmt: skip
+        return Arrivals(
+            record[order],
+            np.concatenate([p.partition, o.partition, ticked[0]])[order],
+            np.concatenate([p.record_time_us, o.record_time_us, ticked[1]])[order],
+            np.concatenate([*slots, ticked[2]])[order],
+            new_bytes,
+        )
+
+    def _known_slots(self, rows: Predictions | Outcomes, batch: Batch, new_bytes: list[int]) -> Ints:
+        """The slot of each row, −2 − n for one that is not there yet; its bytes are added to ``new_bytes``."""
+        pairs = rows.layout * len(PURPOSES) + rows.purpose
+        slots = np.zeros(len(batch.layouts) * len(PURPOSES), np.int64)
+        for pair in np.flatnonzero(np.bincount(pairs)).tolist():
+            layout, purpose = batch.layouts[pair // len(PURPOSES)], PURPOSES[pair % len(PURPOSES)]
+            slots[pair] = self._state.by_key.get((layout.tenant, layout.model, purpose), -2 - len(new_bytes))
+            if slots[pair] < 0:
+                new_bytes.append(slot_bytes(self._profile(layout)))
+        of_rows: Ints = slots[pairs]
+        return of_rows
+
+    def _depart(self, leaving: Departures, record: int) -> list[tuple[int, bytes]]:
+        """Let slots go, and end their open episodes: nothing else would. The places of tombstones due at once."""
+        due: list[tuple[int, bytes]] = []
+        left: dict[int, tuple[int, Reason]] = {}
+        for slot, reason in leaving.slots:
+            key = _slot_key(slot)
+            move = slot.episodes.give_up(record, leaving.time_us, reason)
+            if move is not None:
+                self.judged.moves.append((slot, move))
+            if reason == "bound" or move is not None:
+                due.append((leaving.partition, key))
+            else:
+                self._expired.setdefault(leaving.partition, {})[key] = None
+            left[_hash_of(key)] = (int(self._state.seen_us[slot.index]), reason)
+            self._gone[reason] = self._gone.get(reason, 0) + 1
+            self.judged.touched.discard(slot.index)
+            self._state.remove(slot)
+        self._departed.setdefault(leaving.partition, Departed()).add(left)
+        return due
+
+    def _sweep(self, tombstones: dict[tuple[int, bytes], None]) -> None:
+        """Add tombstones of expired slots, as many as a transaction may write; those left wait for the next."""
+        most = self._keeper.limits.sweep
+        for partition, keys in self._expired.items():
+            for key in list(keys)[: max(0, most - len(tombstones))]:
+                del keys[key]
+                tombstones[partition, key] = None
+
+    def _departed_changes(self, tombstones: Mapping[tuple[int, bytes], None]) -> list[StateChange]:
+        return [
+            StateChange(
+                partition,
+                DEPARTED,
+                pack_arrays(DEPARTED_SCHEMA.version, {}, self._departed[partition].to_arrays(), self._plain),
+            )
+            for partition in sorted({partition for partition, _ in tombstones})
+        ]
 
     def _output(self, message: Anomaly) -> Outgoing:
         headers = cloud_event(message, ANOMALIES, self.name)
         return Outgoing(ANOMALIES, message.episode.id.encode(), message.to_json(), headers)
 
+    def _pass_on(self, beats: Sequence[Beat], result: StepResult) -> None:
+        """Heartbeats among the outputs, in receipt order, to the partitions they came from."""
+        placed = [(move.record, output) for (_, move), output in zip(self.judged.moves, result.outputs, strict=True)]
+        for beat in beats:
+            message = Heartbeat(heartbeat_id=beat.heartbeat_id, time=instant(beat.time_us), partition=beat.partition)
+            placed.append((beat.record, heartbeat_record(message, ANOMALIES, self.name, beat.partition)))
+            note_heartbeat(result, beat.time_us)
+        result.outputs = [output for _, output in sorted(placed, key=lambda pair: pair[0])]
+
     def commit(self) -> None:
         if self.judged.findings:
             self._telemetry.detected(self.judged.findings)
+        if self.judged.late or self.judged.clamped:
+            self._telemetry.mistimed({"late": self.judged.late, "clamped": self.judged.clamped})
         for change in self._pending:
-            if change.value is not None:
+            if change.value is None:
+                self._committed[change.partition].pop(change.key, None)
+            else:
                 self._committed[change.partition][change.key] = change.value
         self._pending = []
+        if self._gone:
+            self._telemetry.evicted(self._gone)
+        if self._state.is_sparse:
+            self._state.compact()
+        self._telemetry.state_held(self.held_bytes, self._keeper.limits.state_bytes)
 
     def rollback(self) -> None:
         """Back to the last commit: the state is made anew from its committed entries."""
@@ -192,6 +346,8 @@ class AnomalyDetector:
         self._state = State()
         self._engine = Engine(self._state)
         self._seen, self._committed, self._tables_in_force = {}, {}, {}
+        self._departed, self._expired, self._gone = {}, {}, {}
+        self._keeper.floor_us.clear()
         for partition, entries in committed.items():
             self.restore(partition, entries)
 
@@ -212,6 +368,8 @@ class AnomalyDetector:
         for row, pair, layout, purpose in sorted(new, key=lambda one: one[0]):
             partition = int(rows.partition[row])
             added = self._state.add(layout.tenant, layout.model, purpose, partition, self._profile(layout))
+            if partition in self._departed:
+                added.episodes.warm_up = self._departed[partition].why(_hash_of(_slot_key(added)))
             slots[pair] = added.index
         of_rows: Ints = slots[pairs]
         return of_rows
@@ -275,19 +433,17 @@ class AnomalyDetector:
         for index in sorted(self.judged.touched):
             slot = self._state.slot(index)
             meta, arrays = self._state.pack(slot)
-            changes.append(
-                StateChange(slot.partition, _slot_key(slot), pack_arrays(SCHEMA_VERSION, meta, arrays, self._plain))
-            )
+            value = pack_arrays(SLOT_SCHEMA.version, meta, arrays, self._plain)
+            changes.append(StateChange(slot.partition, _slot_key(slot), value))
         for partition, seen in sorted(self._seen.items()):
             before = taken.get(partition, 0)
             if seen.taken == before:
                 continue
-            changes += [
-                StateChange(partition, IDS + b":%d" % place, pack_arrays(SCHEMA_VERSION, {}, {"ids": ids}, self._plain))
-                for place, ids in seen.blocks_since(before)
-            ]
+            for place, ids in seen.blocks_since(before):
+                value = pack_arrays(BLOCK_SCHEMA.version, {}, {"ids": ids}, self._plain)
+                changes.append(StateChange(partition, IDS + b":%d" % place, value))
             changes.append(
-                StateChange(partition, IDS, pack_json(SCHEMA_VERSION, {"taken": seen.taken, "block": BLOCK}))
+                StateChange(partition, IDS, pack_json(IDS_SCHEMA.version, {"taken": seen.taken, "block": BLOCK}))
             )
         return [*changes, *self._table_changes(batch)]
 
@@ -310,7 +466,7 @@ class AnomalyDetector:
                     first.setdefault(record.topic, record.offset)
             in_force = self._tables_in_force[partition]
             in_force |= {name: [value, first] for name, value in entries.items()}
-            changes.append(StateChange(partition, TABLE_KEY, pack_json(SCHEMA_VERSION, in_force)))
+            changes.append(StateChange(partition, TABLE_KEY, pack_json(TABLES_SCHEMA.version, in_force)))
         return changes
 
     # -- what people ask ----------------------------------------------------------------------------------------------
@@ -320,12 +476,21 @@ class AnomalyDetector:
         return [slot for slot in self._state.slots if slot is not None]
 
     @property
+    def held_bytes(self) -> int:
+        """The state of the partition that has most, as it counts against the limit."""
+        return BASE_BYTES + max(self._state.held_bytes.values(), default=0)
+
+    @property
     def state(self) -> State:
         return self._state
 
 
 def _rekeyed(record: Record, key: bytes) -> Outgoing:
     return Outgoing(record.topic, key, record.value, (*record.headers, (REKEYED, b"1")))
+
+
+def _hash_of(key: bytes) -> int:
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
 
 
 def _slot_key(slot: Slot) -> bytes:

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,34 @@ from errata.adapters.context_redis import TIMEOUT_S, RedisContextStore
 from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder, plain_json
 from errata.adapters.http_health import open_health_server
 from errata.adapters.journal import DataLock, Journal
-from errata.adapters.kafka import KafkaTransport, check_topics
+from errata.adapters.kafka import KafkaTransport, check_topics, remake
 from errata.adapters.kafka_statistics import partition_lags, topic_lags
 from errata.adapters.memory import MemoryTransport
 from errata.adapters.prometheus import PrometheusMeter
-from errata.adapters.sql import SqlCatalogue
+from errata.adapters.sql import PostgresLeaderLock, SqlCatalogue
 from errata.contracts import Contract, Reference, canonical
 from errata.contracts.topics import CONTRACTS, REFERENCES, STAGES, TOPICS
 from errata.domain.array_codec import PlainJson
+from errata.domain.detection.keeping import MIB, NEVER_US, Limits
 from errata.errors import Misconfigured
-from errata.ports import Catalogue, Cipher, ContextStore, Decoder, Offsets, Outgoing, Router, Transport
+from errata.ports import (
+    Catalogue,
+    Cipher,
+    ContextStore,
+    Decoder,
+    GroupsTransport,
+    LeaderLock,
+    Offsets,
+    Outgoing,
+    Router,
+    TableStage,
+    TableWorker,
+    Transport,
+)
 from errata.runtime.health import Health
 from errata.runtime.logging import configure_logging
-from errata.runtime.telemetry import StageTelemetry, Telemetry
+from errata.runtime.replay import Letters
+from errata.runtime.telemetry import KEEPER, KeeperTelemetry, StageTelemetry, Telemetry
 from errata.settings import ServiceSettings, read_service_settings, read_settings
 
 CATALOGUE_FILE = "catalogue.sqlite"
@@ -96,6 +111,48 @@ def embedded_parts(data: Path | None) -> Iterator[Parts]:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class StateParts:
+    """What is needed to look at a detector's state and to make it anew. ``checks_config``: whether the stage compares
+    the configuration that made it."""
+
+    transport: GroupsTransport
+    decoder: Decoder
+    plain: PlainJson
+    limits: Limits
+    rekeys: bool
+    checks_config: bool
+
+
+@contextmanager
+def state_parts(data: Path | None, *, judges: bool = False) -> Iterator[StateParts]:
+    """Of the Kafka that the environment names, or of a data folder. ``judges``: events are to be read as the stage
+    reads them, so its secret is needed."""
+    settings = read_service_settings()
+    limits = state_limits(settings.state_mib)
+    if data is not None:
+        with embedded_parts(data) as parts:
+            yield StateParts(
+                parts.transport, parts.decoder, parts.plain, of_folder(limits), rekeys=False, checks_config=False
+            )
+        return
+    key = b""
+    if judges:
+        form = "the secret of the stage, since the ids it knows are hashed with it"
+        key = derived_key(_required(settings.key, "key", form), b"redaction")
+    with closing(kafka_transport(settings)) as transport:
+        yield StateParts(transport, MsgspecDecoder(key), plain_json, limits, rekeys=True, checks_config=True)
+
+
+def state_limits(state_mib: int) -> Limits:
+    return Limits(state_bytes=state_mib * MIB)
+
+
+def of_folder(limits: Limits) -> Limits:
+    """The limits of a data folder: its record time is that of the events, which may come once a month."""
+    return replace(limits, ttl_us=NEVER_US)
+
+
 # Events come one by one, a thousand a second: answered one by one, they cost a broker more than all transactions of the
 # chain. So it waits for 64 KiB, or 20 ms.
 FETCHING: Mapping[str, dict[str, str]] = {STAGES[0]: {"fetch.min.bytes": "65536", "fetch.wait.max.ms": "20"}}
@@ -155,10 +212,41 @@ def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -
         )
         stack.callback(transport.close)
         redaction_key = derived_key(key, b"redaction")
-        cipher, decoder = Aead(derived_key(key, b"dead letters")), MsgspecDecoder(redaction_key)
+        cipher, decoder = dead_letter_cipher(key), MsgspecDecoder(redaction_key)
         holder.append(ServiceParts(transport, cipher, redaction_key, decoder, plain_json, telemetry, health, stack))
         stack.callback(health.draining)
         yield holder[0]
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperParts:
+    """The adapters of a keeper. It opens no payload, and so has no key."""
+
+    transport: KafkaTransport
+    lock: LeaderLock
+    telemetry: KeeperTelemetry
+    health: Health
+
+
+@contextmanager
+def keeper_parts(settings: ServiceSettings) -> Iterator[KeeperParts]:
+    """Adapters of a keeper, its log, its health and metrics; refuses topics that are not as they must be."""
+    url = _required(settings.database_url, "database_url", "postgresql://user:password@host/database")
+    secrets = [url, *_kafka_secrets(settings)]
+    configure_logging(KEEPER, settings.instance, _logs_json(settings), version=__version__, secrets=secrets)
+    with ExitStack() as stack:
+        meter = PrometheusMeter()
+        health = Health(stage=KEEPER, instance=settings.instance, build=__version__)
+        telemetry = KeeperTelemetry(meter, version=__version__)
+        server = open_health_server(health.pages, meter.exposition, port=settings.http_port, host=settings.http_host)
+        if server is not None:
+            stack.callback(server.close)
+        for warning in check_topics(settings.kafka, settings.topic_prefix):
+            structlog.get_logger().warning("topic differs", difference=warning)
+        transport = stack.enter_context(closing(kafka_transport(settings)))
+        lock = PostgresLeaderLock(url, KEEPER)
+        stack.callback(health.draining)
+        yield KeeperParts(transport, lock, telemetry, health)
 
 
 def context_store(settings: ServiceSettings, timeout_s: float = TIMEOUT_S) -> RedisContextStore:
@@ -176,6 +264,57 @@ def service_catalogue(settings: ServiceSettings, service: str) -> SqlCatalogue:
 def kafka_transport(settings: ServiceSettings) -> KafkaTransport:
     """Kafka for commands that read and write topics."""
     return KafkaTransport(settings.kafka, topic_prefix=settings.topic_prefix)
+
+
+def remake_state(
+    settings: ServiceSettings, *, state: str, group: str, inputs: Sequence[str], between: Callable[[], None]
+) -> None:
+    """A service's state away and its group at the beginning; see `errata.adapters.kafka.remake`."""
+    remake.remake_state(settings.kafka, settings.topic_prefix, state=state, group=group, inputs=inputs, between=between)
+
+
+def table_worker(stage: TableStage, settings: ServiceSettings, group: str, topic: str, state: str) -> TableWorker:
+    """A member of a group on Faust. Raises ``Misconfigured`` where it is not installed."""
+    try:
+        from errata.adapters.faust_trends import FaustWorker
+    except ImportError as error:
+        raise Misconfigured("run trends: Faust is not installed; install errata[trends]") from error
+    return FaustWorker(
+        stage,
+        settings.kafka,
+        topic_prefix=settings.topic_prefix,
+        group=group,
+        topic=topic,
+        state=state,
+        partitions=TOPICS[topic].partitions,
+    )
+
+
+@contextmanager
+def dead_letters(data: Path | None) -> Iterator[Letters]:
+    """The dead letters of the chain on Kafka that the environment names, or of a data folder.
+
+    On Kafka the writer's are among them when a database is named, and payloads can be opened when the key is.
+    """
+    with ExitStack() as stack:
+        if data is not None:
+            if not data.is_dir():
+                raise Misconfigured("--data: there is no such folder; name the data folder of an embedded run")
+            parts = stack.enter_context(embedded_parts(data))
+            yield Letters(parts.transport, parts.cipher, parts.catalogue)
+            return
+        settings = read_service_settings()
+        transport = stack.enter_context(closing(kafka_transport(settings)))
+        cipher = None if settings.key is None else dead_letter_cipher(_secret(settings.key))
+        catalogue = None
+        if settings.database_url is not None:
+            catalogue = stack.enter_context(closing(service_catalogue(settings, "dlq")))
+        yield Letters(transport, cipher, catalogue)
+
+
+def dead_letter_cipher(key: str) -> Cipher:
+    """What seals payloads, from the secret of a chain on Kafka."""
+    return Aead(derived_key(key, b"dead letters"))
 
 
 def kafka_connection() -> tuple[dict[str, str], str]:

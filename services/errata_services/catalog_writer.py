@@ -13,13 +13,14 @@ from uuid import uuid4
 
 import structlog
 
-from errata.contracts import TaggedCase, canonical
-from errata.contracts.reading import read_message
+from errata.contracts import Heartbeat, TaggedCase, canonical
 from errata.contracts.topics import TAGGED, model_key
 from errata.errors import Refused, RefusedDecode, StateDamaged, Unavailable
-from errata.ports import Catalogue, Cipher, Offsets, Record, SinkDeadLetter, TopicPartition, Transport
+from errata.ports import Catalogue, Cipher, DeadInput, Offsets, Record, SinkDeadLetter, TopicPartition, Transport
 from errata.runtime.backoff import Backoff
 from errata.runtime.health import Health
+from errata.runtime.heartbeats import read_record
+from errata.runtime.poison import PoisonGuard
 from errata.runtime.telemetry import BatchReport, NoTelemetry, RebalanceKind, Telemetry, abort_reason, dead_by_class
 
 STAGE = "catalog-writer"
@@ -59,10 +60,14 @@ def _database() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A record and what it holds: a case, or the reason why it is none."""
+    """A record and what it holds: a case, a heartbeat, or the reason why it is neither."""
 
     record: Record
-    content: TaggedCase | Refused
+    content: TaggedCase | Heartbeat | Refused
+
+
+def _place_of(record: Record) -> TopicPartition:
+    return record.topic, record.partition
 
 
 class CatalogWriterWorker:
@@ -86,8 +91,11 @@ class CatalogWriterWorker:
         clock: Callable[[], float] = time.monotonic,
         telemetry: Telemetry | None = None,
         health: Health | None = None,
+        guard: PoisonGuard | None = None,
     ) -> None:
-        """``clock`` is monotonic, in seconds."""
+        """``clock`` is monotonic, in seconds. Without ``guard`` every record is read, however many are dead letters."""
+        self._guard = guard
+        self._sunk: list[DeadInput] = []  # of the batch in hand: what the database would not have
         self._watched = telemetry is not None
         self._telemetry: Telemetry = telemetry or NoTelemetry()
         self._next_look_s = clock()
@@ -115,6 +123,7 @@ class CatalogWriterWorker:
 
         After ``Unavailable`` the batch is read again by the next call. ``Fenced`` and ``StateDamaged`` are final.
         """
+        self._heed_guard()
         if self._rests_until_s is not None and not self._awake(timeout_s, self._rests_until_s):
             return 0
         try:
@@ -134,8 +143,9 @@ class CatalogWriterWorker:
         self._telemetry.reading(len(records))
         began_s = self._clock()
         dead_before, changed_before = self.dead, self.cases_changed
+        self._sunk.clear()
         try:
-            batch = [self._read(record) for record in records]
+            batch = self._stopping([self._read(record) for record in records])
             read_s = self._clock()
             self._write(batch)
         except BaseException as error:
@@ -144,7 +154,46 @@ class CatalogWriterWorker:
             raise
         if records:
             self._report(batch, read_s - began_s, self._clock() - read_s, dead_before, changed_before)
-        return len(records)
+            self._guarded(records, batch)
+        return len(batch)
+
+    # The breaker.
+
+    def _stopping(self, batch: list[_Read]) -> list[_Read]:
+        """The batch without what lies behind the unreadable record that is one too many of its partition."""
+        if self._guard is None:
+            return batch
+        dead = [DeadInput(read.record, read.content) for read in batch if isinstance(read.content, Refused)]
+        last = self._guard.look([read.record for read in batch], dead)
+        return [one for one in batch if one.record.offset <= last.get(_place_of(one.record), one.record.offset)]
+
+    def _guarded(self, records: Sequence[Record], batch: Sequence[_Read]) -> None:
+        """The batch is written: stop what has too many dead letters, and go back to what was left out of it."""
+        dead = [DeadInput(read.record, read.content) for read in batch if isinstance(read.content, Refused)]
+        dead, self._sunk = [*dead, *self._sunk], []
+        if self._guard is None:
+            return
+        taken = [read.record for read in batch]
+        self._guard.look(taken, dead)
+        if len(batch) < len(records):
+            last = {_place_of(record): record.offset for record in taken}
+            self._rewind([record for record in records if record.offset > last.get(_place_of(record), -1)])
+        if self._guard.committed(Counter(map(_place_of, taken)), dead, self._clock()):
+            self._stop()
+
+    def _stop(self) -> None:
+        """Have the partitions that are to stand still do so; also after others were resumed or assigned."""
+        if self._guard is not None:
+            assigned = self._consumer.assignment()
+            self._consumer.pause(self._guard.stopped & assigned)
+            self._guard.tell(assigned)
+
+    def _heed_guard(self) -> None:
+        """Read what was stopped and that somebody has asked back; unless the database rests, when all wait."""
+        if self._guard is not None and self._rests_until_s is None and (places := self._guard.back()):
+            assigned = self._consumer.assignment()
+            self._consumer.resume(places & assigned)
+            self._guard.tell(assigned)
 
     def _report(
         self, batch: Sequence[_Read], processing_s: float, commit_s: float, dead_before: int, changed_before: int
@@ -166,6 +215,9 @@ class CatalogWriterWorker:
                 newest_event_s=None if newest is None else newest.timestamp(),
             )
         )
+        for read in batch:
+            if isinstance(read.content, Heartbeat):
+                self._telemetry.heartbeat(read.content.time.timestamp())
         self._telemetry.catalogue_written("postgresql", commit_s)
         self._telemetry.breaker("postgresql", "closed")
         self._telemetry.deduplicated(unchanged)
@@ -220,6 +272,7 @@ class CatalogWriterWorker:
         self._telemetry.paused(0)
         self._telemetry.breaker("postgresql", "half_open")
         self._rests_until_s = None
+        self._stop()
         return True
 
     def close(self) -> None:
@@ -228,12 +281,17 @@ class CatalogWriterWorker:
     def _on_assign(self, partitions: set[TopicPartition]) -> None:
         self._assigned |= partitions
         self._rebalanced("assigned", self._consumer.assignment())
+        self._stop()
 
     def _on_revoke(self, partitions: set[TopicPartition]) -> None:
         self._assigned -= partitions
         for partition in partitions:
             self.positions.pop(partition, None)
-        self._rebalanced("revoked", self._consumer.assignment() - partitions)  # they are held until this returns
+        held = self._consumer.assignment() - partitions  # they are held until this returns
+        self._rebalanced("revoked", held)
+        if self._guard is not None:
+            self._guard.revoked(partitions)
+            self._guard.tell(held)
 
     def _rebalanced(self, kind: RebalanceKind, assigned: set[TopicPartition]) -> None:
         self._telemetry.rebalanced(kind, len(assigned))
@@ -255,13 +313,15 @@ class CatalogWriterWorker:
         for partition, next_offset in sorted(positions.items()):
             if next_offset > self._transport.end_offset(partition):
                 raise StateDamaged(
-                    f"the catalogue is ahead of partition {partition[1]} of {partition[0]}: they do not belong"
-                    " together; give the catalogue a database of its own, or the log back that it was written from"
+                    f"catalogue_ahead: the catalogue is ahead of partition {partition[1]} of {partition[0]}: they do"
+                    " not belong together; give the catalogue a database of its own, or the log back that it was"
+                    " written from"
                 )
             if next_offset > 0:  # at 0 nothing was written yet, and the log may begin later than 0
                 self._consumer.seek(partition, next_offset)
         self.positions |= positions
         self._assigned.clear()
+        self._health.assigned({place: self.positions.get(place, 0) for place in self._consumer.assignment()})
 
     def _rewind(self, records: Sequence[Record]) -> None:
         first: Offsets = {}
@@ -271,7 +331,7 @@ class CatalogWriterWorker:
             self._consumer.seek(partition, first[partition])
 
     def _read(self, record: Record) -> _Read:
-        content = read_message(TaggedCase, record.value)
+        content = read_record(TaggedCase, record)
         if isinstance(content, TaggedCase):
             try:
                 canonical(content.model_dump(by_alias=True))  # `to_json` would make null of it
@@ -289,6 +349,7 @@ class CatalogWriterWorker:
         except Refused as refused:
             if len(batch) == 1:
                 self._apply([], batch, [self._dead_letter(batch[0].record, refused, sink=True)])
+                self._sunk.append(DeadInput(batch[0].record, refused))
                 return
             middle = len(batch) // 2
             self._write(batch[:middle])

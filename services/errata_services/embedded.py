@@ -7,14 +7,16 @@ from typing import BinaryIO
 
 from errata import __version__
 from errata.contracts import Contract, DeadLetter, Receipt, TaggedCase
+from errata.contracts.cloudevents import IS_HEARTBEAT
 from errata.contracts.topics import CONTRACTS, STAGES, TAGGED, dead_letter_topic
 from errata.domain.detection import state as at
+from errata.domain.detection.keeping import Limits
 from errata.runtime.crash_points import CrashPoints
 from errata.runtime.dead_letters import read_dead_letter
 from errata.runtime.tables import Table
 from errata.runtime.worker import Worker
 from errata_services.anomaly_detector import AnomalyDetector
-from errata_services.bootstrap import Parts
+from errata_services.bootstrap import Parts, of_folder
 from errata_services.catalog_writer import CatalogWriterWorker
 from errata_services.enricher import Enricher
 from errata_services.intake.files import FileSource, lines_of
@@ -68,8 +70,9 @@ class Embedded:
         crash: CrashPoints | None = None,
         instance: str = "0",
         tagger: Tagger | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """``tagger``: one with rules of its own; by default that of the package."""
+        """``tagger``: one with rules of its own; by default that of the package. ``limits`` of the detector's state."""
         self.parts = parts
         self.summary = Summary()
         self._batch_size, self._now_us = batch_size, now_us
@@ -83,7 +86,8 @@ class Embedded:
             for p in range(transport.partitions(topic))
         }
         self._cases_from = {p: transport.end_offset((TAGGED, p)) for p in range(transport.partitions(TAGGED))}
-        self.detector = AnomalyDetector(transport, parts.decoder, plain=parts.plain)
+        limits = of_folder(limits or Limits())
+        self.detector = AnomalyDetector(transport, parts.decoder, plain=parts.plain, limits=limits)
         enricher = Enricher(parts.context, transport, contracts.get, parts.redaction_key)
         self.workers = [
             Worker(
@@ -169,6 +173,8 @@ class Embedded:
         for partition, offset in self._cases_from.items():
             for record in self.parts.transport.read_from((TAGGED, partition), offset):
                 self._cases_from[partition] = record.offset + 1
+                if IS_HEARTBEAT in record.headers:
+                    continue
                 case = TaggedCase.model_validate_json(record.value or b"")
                 kind = {"open": self.summary.opened, "reopen": self.summary.reopened, "close": self.summary.closed}
                 moved = kind.get(case.episode.state)

@@ -2,16 +2,28 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, Protocol
 
-from errata.contracts import Anomaly, ChangeEvent, ContextEntry, Contract, EvidenceRow, Outcome, PredictionEvent, RowRef
+from errata.contracts import (
+    Anomaly,
+    ChangeEvent,
+    ContextEntry,
+    Contract,
+    EnrichedAnomaly,
+    EvidenceRow,
+    Heartbeat,
+    Outcome,
+    PredictionEvent,
+    RowRef,
+)
 from errata.contracts.cloudevents import cloud_event
 from errata.contracts.reading import read_message
 from errata.contracts.refusals import parse_change
 from errata.contracts.strict import to_us
-from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS
+from errata.contracts.topics import ANOMALIES, CHANGES, ENRICH_TODO, ENRICHED, OUTCOMES, PREDICTIONS
+from errata.contracts.versions import refused_version
 from errata.domain.diagnosis.context import (
     MOST_CHANGES,
     OUT_OF_RETENTION,
@@ -21,6 +33,7 @@ from errata.domain.diagnosis.context import (
     change_entries,
     enriched,
     evidence_row,
+    lacking,
     wanted_changes,
 )
 from errata.errors import Refused, Unavailable
@@ -37,30 +50,36 @@ from errata.ports import (
     Transport,
 )
 from errata.runtime.health import Health
+from errata.runtime.heartbeats import pass_on, read_record
 from errata.runtime.telemetry import BreakerState, CacheResult, Telemetry
 
 ContractOf = Callable[[str, str], Contract | None]
 OnProgress = Callable[[int, int], None]
 Place = tuple[str, int, int]
+Read = Anomaly | ChangeEvent | Heartbeat | Refused
 
 ROWS_BUDGET_S: Final = 5.0  # for all rows of a batch, but for the read that passes it
 CATCH_UP_S: Final = 2.0  # for a batch's findings to wait for changes that were published before them
 REFILL_BATCH: Final = 1_000
 LONG_TRY_S, REST = 1.0, 10  # a try for the context that fails after longer is rested from ten times as long
+FILLED_AT_ONCE: Final = 100  # cases of a transaction
+FILL_S, FILL_AGAIN_S = 1.0, 10.0  # until the next look at what lacks context: after one that filled some in, or none
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Per record of the batch its anomaly or refusal, and what was fetched for them.
+    """Per record of the batch what it holds or its refusal, and what was fetched for the anomalies.
 
     ``changes`` is in step with ``read``; None: the context was not to be had. A text in ``rows`` says why there is
-    no record. So the gaps are data, and a step over them is as pure as any.
+    no record. So the gaps are data, and a step over them is as pure as any. Without records it holds anomalies that
+    went on without context before, and ``places`` says in which partition each is noted.
     """
 
-    read: list[Anomaly | ChangeEvent | Refused]
+    read: Sequence[Read]
     changes: list[ChangesFound | None]
     rows: Mapping[Place, Record | str]
     contracts: Mapping[tuple[str, str], Contract | None]
+    places: Sequence[int] = ()
 
 
 class Breaker(Protocol):
@@ -78,7 +97,10 @@ class Enricher:
     nothing that could be lost, and from the beginning when it has lost its content.
 
     Neither the store nor a row that cannot be read stops the stage or costs an event: the output has a marked gap. So
-    it has when the changes cannot be read on to their end in `CATCH_UP_S`.
+    it has when the changes cannot be read on to their end in `CATCH_UP_S`. Such an anomaly is noted in
+    ``errata.enrich.todo`` by the same transaction. When what it lacks is to be had, it is put out once more, whole,
+    under its ``seq``; the note is taken back by that transaction, or by one with a newer ``seq`` of the case that
+    lacks nothing.
     """
 
     name = "enricher"
@@ -104,19 +126,38 @@ class Enricher:
         self._begun = False  # all of the topic was brought to the store once
         self._read_to: Offsets = {}  # up to where this member has brought each partition there
         self._rests_until_s: float | None = None
+        self._open: dict[int, dict[str, int]] = {}  # by partition the cases that lack something, as of which seq
+        self._noted: dict[tuple[int, str], int | None] = {}  # what the step changes of it; None: it lacks nothing now
+        self._read_notes_to: dict[int, int] = {}
+        self._next_fill_s = 0.0
+        self._found: Prepared | None = None
+        self.partial = self.filled = 0  # outputs that lack something, and that were filled in, since the start
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
         """What was published before comes from the topic: the side input may begin behind it."""
         self._behind = True
+        self._open[partition] = self._noted_in(partition)
 
     def revoke(self, partition: int) -> None:
-        pass
+        self._open.pop(partition, None)
+        self._read_notes_to.pop(partition, None)
+
+    @property
+    def lacking(self) -> int:
+        """Cases of our partitions that are to be filled in."""
+        return sum(map(len, self._open.values()))
+
+    def keep_up(self) -> None:
+        """Bring to the store what it may lack, also while nothing comes."""
+        self._changes([], (), ())
 
     def prepare(self, batch: Sequence[Record]) -> Prepared:
         """Changes, rows and contracts of the batch. What is not to be had costs the context, not the batch.
 
-        With an empty batch, only what the store may lack is brought to it.
+        With an empty batch, what `due` found, and what the store may lack is brought to it.
         """
+        if not batch and self._found is not None:
+            return self._found
         read = [_read(record) for record in batch]
         good = [message for message in read if isinstance(message, Anomaly)]
         found = iter(self._changes(good, batch, read))
@@ -124,31 +165,129 @@ class Enricher:
             read=read,
             changes=[next(found) if isinstance(message, Anomaly) else None for message in read],
             rows=self._rows(good),
-            contracts={key: self._contract_of(*key) for key in {_model(anomaly) for anomaly in good}},
+            contracts=self._contracts(good),
         )
+
+    def due(self) -> bool:
+        """Whether cases can be filled in now. Looks at some of them, from time to time."""
+        if not self.lacking or self._behind or self._clock_s() < self._next_fill_s:
+            return False
+        self._found = self._fillable()
+        self._next_fill_s = self._clock_s() + (FILL_S if self._found else FILL_AGAIN_S)
+        return self._found is not None
 
     def step(self, batch: Sequence[Record], prepared: Prepared) -> StepResult:
         result = StepResult()
+        self._noted.clear()
+        if not batch:
+            self._fill_in(result, prepared)
+            return result
         for record, message, changes in zip(batch, prepared.read, prepared.changes, strict=True):
             if isinstance(message, Refused):
                 result.dead.append(DeadInput(record, message))
+            elif isinstance(message, Heartbeat):
+                pass_on(result, message, ENRICHED, self.name, record.partition)
             elif isinstance(message, Anomaly):
-                rows = self._evidence(message, prepared)
-                output = enriched(message, _entries(message, changes), rows)
-                headers = cloud_event(output, ENRICHED, self.name)
-                result.outputs.append(Outgoing(ENRICHED, message.episode.id.encode(), output.to_json(), headers))
+                output = self._put_out(result, message, changes, prepared)
+                self._note(result, record.partition, message, record.value if output.enrichment else None)
                 seen_us = to_us(message.episode.last_seen)
                 result.max_event_time_us = max(seen_us, result.max_event_time_us or seen_us)
         return result
 
     def commit(self) -> None:
-        pass
+        for (partition, case_id), seq in self._noted.items():
+            if seq is not None:
+                self.partial += 1
+                self._open.setdefault(partition, {})[case_id] = seq
+            elif self._open.get(partition, {}).pop(case_id, None) is not None and self._found is not None:
+                self.filled += 1
+        self.rollback()
 
     def rollback(self) -> None:
-        pass
+        self._noted.clear()
+        self._found = None
+
+    def _put_out(
+        self, result: StepResult, anomaly: Anomaly, changes: ChangesFound | None, prepared: Prepared
+    ) -> EnrichedAnomaly:
+        output = enriched(anomaly, _entries(anomaly, changes), self._evidence(anomaly, prepared))
+        headers = cloud_event(output, ENRICHED, self.name)
+        result.outputs.append(Outgoing(ENRICHED, anomaly.episode.id.encode(), output.to_json(), headers))
+        return output
+
+    # What went on without context: noted, and filled in.
+
+    def _note(self, result: StepResult, partition: int, anomaly: Anomaly, note: bytes | None) -> None:
+        """Note an anomaly that lacks something; with None take back the note of its case, if there is one."""
+        case_id = anomaly.episode.id
+        noted = self._noted.get((partition, case_id), self._open.get(partition, {}).get(case_id))
+        if note is None and noted is None:
+            return
+        self._noted[partition, case_id] = None if note is None else anomaly.episode.seq
+        result.notes.append(Outgoing(ENRICH_TODO, case_id.encode(), note, partition=partition))
+
+    def _fill_in(self, result: StepResult, prepared: Prepared) -> None:
+        for partition, anomaly, changes in zip(prepared.places, prepared.read, prepared.changes, strict=True):
+            if isinstance(anomaly, Anomaly):
+                self._put_out(result, anomaly, changes, prepared)
+                self._note(result, partition, anomaly, None)
+
+    def _fillable(self) -> Prepared | None:
+        """Some anomalies that lack something, with what they lack; None if none of it is to be had."""
+        try:
+            noted = self._some_noted()
+        except Unavailable:
+            return None
+        anomalies = [anomaly for _, anomaly in noted]
+        found = self._changes(anomalies, (), ())
+        all_ = Prepared(anomalies, list(found), self._rows(anomalies), self._contracts(anomalies))
+        whole = [
+            at
+            for at, (anomaly, changes) in enumerate(zip(anomalies, found, strict=True))
+            if not lacking(_entries(anomaly, changes), self._evidence(anomaly, all_))
+        ]
+        if not whole:
+            return None
+        return replace(
+            all_,
+            read=[anomalies[at] for at in whole],
+            changes=[found[at] for at in whole],
+            places=[noted[at][0] for at in whole],
+        )
+
+    def _some_noted(self) -> list[tuple[int, Anomaly]]:
+        """The next anomalies that lack something, from all partitions in turn; behind the last from the first again."""
+        some: dict[tuple[int, str], Anomaly] = {}
+        for partition, cases in sorted(self._open.items()):
+            if not cases:
+                continue
+            for record in self._transport.read_from((ENRICH_TODO, partition), self._read_notes_to.get(partition, 0)):
+                self._read_notes_to[partition] = record.offset + 1
+                anomaly = _noted(record)
+                if anomaly is not None and cases.get(anomaly.episode.id) == anomaly.episode.seq:
+                    some[partition, anomaly.episode.id] = anomaly
+                if len(some) >= FILLED_AT_ONCE:
+                    return [(number, anomaly) for (number, _), anomaly in some.items()]
+            self._read_notes_to[partition] = 0
+        return [(number, anomaly) for (number, _), anomaly in some.items()]
+
+    def _noted_in(self, partition: int) -> dict[str, int]:
+        cases: dict[str, int] = {}
+        for record in self._transport.read_from((ENRICH_TODO, partition)):
+            anomaly = _noted(record)
+            if anomaly is not None:
+                cases[anomaly.episode.id] = anomaly.episode.seq
+            else:
+                cases.pop((record.key or b"").decode(errors="replace"), None)
+        return cases
+
+    def _contracts(self, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], Contract | None]:
+        return {key: self._contract_of(*key) for key in {_model(anomaly) for anomaly in anomalies}}
+
+    # What was known.
 
     def _changes(
-        self, anomalies: Sequence[Anomaly], batch: Sequence[Record], read: Sequence[Anomaly | ChangeEvent | Refused]
+        self, anomalies: Sequence[Anomaly], batch: Sequence[Record], read: Sequence[Read]
     ) -> Sequence[ChangesFound | None]:
         wanted = [wanted_changes(anomaly) for anomaly in anomalies]
         begun_s, read_to = self._clock_s(), dict(self._read_to)
@@ -167,7 +306,7 @@ class Enricher:
         self,
         wanted: Sequence[tuple[str, str, int, int, int]],
         batch: Sequence[Record],
-        read: Sequence[Anomaly | ChangeEvent | Refused],
+        read: Sequence[Read],
     ) -> list[ChangesFound]:
         try:
             if not self._behind:
@@ -179,7 +318,7 @@ class Enricher:
             self._refill()
             return self._store.between(wanted, MOST_CHANGES) if wanted else []
 
-    def _store_changes(self, batch: Sequence[Record], read: Sequence[Anomaly | ChangeEvent | Refused]) -> None:
+    def _store_changes(self, batch: Sequence[Record], read: Sequence[Read]) -> None:
         """Changes as they come. They follow each other without a gap from before ``_read_to``: at their partition's
         assignment it was brought to the end of the topic."""
         seen = [(record, change) for record, change in zip(batch, read, strict=True) if record.topic == CHANGES]
@@ -273,10 +412,12 @@ class Measured(Protocol):
 
 
 class StoreReport:
-    """Tells what a context store counts as metrics, and its breaker: called after batches, never within a step."""
+    """Tells what a context store and an enricher count as metrics, and the breaker: called after batches, never within
+    a step."""
 
-    def __init__(self, store: Measured, telemetry: Telemetry, health: Health) -> None:
-        self._store, self._telemetry, self._health = store, telemetry, health
+    def __init__(self, store: Measured, telemetry: Telemetry, health: Health, enricher: Enricher | None = None) -> None:
+        """With ``enricher`` also what it put out without context, and filled in."""
+        self._store, self._telemetry, self._health, self._enricher = store, telemetry, health, enricher
         self._told: dict[str, int] = {}
         self()
 
@@ -290,6 +431,10 @@ class StoreReport:
         for result, count in lookups:
             if more := self._since(result, count):
                 self._telemetry.cached(result, more)
+        if self._enricher is not None:
+            partial = self._since("partial", self._enricher.partial)
+            filled = self._since("filled", self._enricher.filled)
+            self._telemetry.enriched(partial, filled, self._enricher.lacking)
         self._telemetry.breaker("redis", store.breaker.state)
         self._health.breaker("redis", store.breaker.state, required=False)
 
@@ -338,13 +483,22 @@ def _read_changes(
         yield [(change, seen_us) for change, seen_us in read if isinstance(change, ChangeEvent)], batch[-1].offset + 1
 
 
-def _read(record: Record) -> Anomaly | ChangeEvent | Refused:
+def _read(record: Record) -> Read:
     if record.topic != CHANGES:
-        return read_message(Anomaly, record.value)
+        return read_record(Anomaly, record)
+    other = refused_version(CHANGES, record.headers)
+    if other is not None:
+        return other
     try:
         return parse_change(record.value or b"", record_time_us=record.timestamp_us)
     except Refused as refusal:
         return refusal
+
+
+def _noted(record: Record) -> Anomaly | None:
+    """The anomaly of a note; None for one that was taken back, or that nobody of us wrote."""
+    anomaly = read_message(Anomaly, record.value) if record.value is not None else None
+    return anomaly if isinstance(anomaly, Anomaly) else None
 
 
 def _model(anomaly: Anomaly) -> tuple[str, str]:

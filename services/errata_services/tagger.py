@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from errata.contracts import EnrichedAnomaly
+from errata.contracts import EnrichedAnomaly, Heartbeat
 from errata.contracts.cloudevents import cloud_event
-from errata.contracts.reading import read_message
 from errata.contracts.strict import to_us
 from errata.contracts.topics import ENRICHED, TAGGED
 from errata.domain.diagnosis.rules import Ruleset, default_rules
@@ -13,6 +12,7 @@ from errata.domain.diagnosis.tagging import diagnose
 from errata.domain.diagnosis.taxonomy import Taxonomy, default_taxonomy
 from errata.errors import Refused
 from errata.ports import DeadInput, Outgoing, Record, StepResult
+from errata.runtime.heartbeats import pass_on, read_record
 
 
 @cache
@@ -44,9 +44,12 @@ class Tagger:
     def step(self, batch: Sequence[Record], prepared: object) -> StepResult:
         result = StepResult()
         for record in batch:
-            anomaly = read_message(EnrichedAnomaly, record.value)
+            anomaly = read_record(EnrichedAnomaly, record)
             if isinstance(anomaly, Refused):
                 result.dead.append(DeadInput(record, anomaly))
+                continue
+            if isinstance(anomaly, Heartbeat):
+                pass_on(result, anomaly, TAGGED, self.name, record.partition)
                 continue
             case = diagnose(anomaly, self._taxonomy, self._rules)
             headers = cloud_event(case, TAGGED, self.name)

@@ -9,9 +9,11 @@
     │   ├── RefusedOversize         too many bytes or features
     │   └── RefusedClock            an event time that cannot be
     ├── Unavailable             a dependency is down or slow: pause, then try again
+    │   └── HangingTransaction      records cannot be read: a transaction before them does not end
     ├── Aborted                 this transaction is void: abort, seek back, go on
     ├── Fenced                  a newer instance has taken over: stop with 78
     ├── StateDamaged            state and offsets do not belong together: stop with 70
+    ├── BrokenStage             the same bug of ours again and again: stop with 70
     ├── Misconfigured           a setting, file or argument is wrong: stop with 78
     ├── NotFound                what was asked for is not there: tell the person
     └── IllegalMove             a step the life cycle of a case does not have: tell the person
@@ -72,6 +74,10 @@ class Unavailable(ErrataError):
     exit_code = 75
 
 
+class HangingTransaction(Unavailable):
+    """A transaction of somebody does not end, so that what lies behind it cannot be read."""
+
+
 class Aborted(ErrataError):
     """The open transaction is void. Abort it, seek back to the batch's start, go on."""
 
@@ -85,7 +91,23 @@ class Fenced(ErrataError):
 
 
 class StateDamaged(ErrataError):
-    """Restored state does not belong to the committed offsets; processing would be wrong."""
+    """Restored state does not belong to the committed offsets; processing would be wrong.
+
+    The message begins with the reason: ``digest``, ``position``, ``position_missing``, ``wrong_partition``,
+    ``foreign_key``, ``schema_older``, ``schema_newer``, ``unreadable``, ``config``, ``state_behind``, ``state_ahead``,
+    ``rebuild_unfinished``, ``hanging_transaction``, ``offset_out_of_range``, ``catalogue_ahead`` or
+    ``trends_unreadable``; `errata.runtime.stops` knows a page for each.
+    """
+
+    exit_code = 70
+
+    @property
+    def reason(self) -> str:
+        return str(self).partition(":")[0]
+
+
+class BrokenStage(ErrataError):
+    """A stage fails on its input by a bug of its own, too often to go on; the message names its fingerprint."""
 
     exit_code = 70
 

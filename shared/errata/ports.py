@@ -169,7 +169,20 @@ class Transport(Protocol):
     def end_offsets(self, partitions: Iterable[TopicPartition], *, timeout_s: float | None = None) -> Offsets:
         """The ends of partitions by one request; at or behind every record that was written before."""
 
+    def begin_offsets(self, partitions: Iterable[TopicPartition], *, timeout_s: float | None = None) -> Offsets:
+        """The first offsets that are kept, by one request; 0 where nothing has expired."""
+
     def close(self) -> None: ...
+
+
+class GroupsTransport(Transport, Protocol):
+    """A transport that also tells of groups without joining them."""
+
+    def group_members(self, group: str) -> list[str]:
+        """The instances that are in a group now; none for a group that is not there."""
+
+    def group_offsets(self, group: str, partitions: Iterable[TopicPartition]) -> Offsets:
+        """As ``Consumer.committed``, of a group that may be stopped."""
 
 
 class Decoder(Protocol):
@@ -224,9 +237,11 @@ class StepResult:
     outputs: list[Outgoing] = field(default_factory=list)
     rekeyed: list[Outgoing] = field(default_factory=list)  # inputs sent to their place; also in ``dropped``
     changes: list[StateChange] = field(default_factory=list)
+    notes: list[Outgoing] = field(default_factory=list)  # for the stage itself; no other takes them in
     dead: list[DeadInput] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     max_event_time_us: int | None = None
+    newest_heartbeat_us: int | None = None  # of the heartbeats among ``outputs``
 
 
 class Stage(Protocol):
@@ -234,7 +249,8 @@ class Stage(Protocol):
 
     ``step`` sees no clock, no randomness and no I/O beyond what ``prepare`` fetched, and its outputs do not depend
     on how the records are cut into batches. After each ``step`` the worker calls either ``commit`` or ``rollback``;
-    ``rollback`` brings the state back to the last commit.
+    ``rollback`` brings the state back to the last commit. A stage with a method ``due() -> bool`` has work of its own:
+    when it says so, between batches, ``prepare`` and ``step`` are called with no records.
     """
 
     name: str
@@ -255,6 +271,46 @@ class Stage(Protocol):
     def commit(self) -> None: ...
 
     def rollback(self) -> None: ...
+
+
+class TableStage(Protocol):
+    """What is made of records: state by key, and results that are absolute. All calls come from one thread."""
+
+    def restore(self, entries: Mapping[int, Mapping[bytes, bytes]]) -> None:
+        """Take over these partitions, and no others, with the state that each of them has."""
+
+    def position(self, partition: int) -> int | None:
+        """The next offset by the state; None when there is none."""
+
+    def take(self, record: Record) -> Sequence[StateChange]:
+        """State changes of a record, to be written in this order. What it refuses it turns into a dead letter."""
+
+    def results(self) -> Sequence[Outgoing]:
+        """What there is to publish since the last call."""
+
+    def assigned(self, positions: Mapping[int, int]) -> None:
+        """The partitions are restored, and reading goes on at these offsets."""
+
+    def lost(self) -> None:
+        """A rebalance has begun: nothing is taken until it has ended."""
+
+    def committed(self, positions: Mapping[int, int]) -> None:
+        """State, results and then these offsets are written."""
+
+    def lag(self, records: Mapping[int, int]) -> None:
+        """Records that wait in each partition."""
+
+
+class TableWorker(Protocol):
+    """A member of a group that runs by itself: ``run_once`` waits, and raises what ended it."""
+
+    @property
+    def turned_s(self) -> float:
+        """When its loop last turned, monotonic, in seconds."""
+
+    def run_once(self, timeout_s: float = 0.0) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class ContextIncomplete(Unavailable):
@@ -305,6 +361,23 @@ class SinkDeadLetter:
     path: str
     message: str
     payload: bytes | None = None
+
+
+class LeaderLock(Protocol):
+    """One holder among all processes that ask for it. Whoever dies, or whose session with the server ends, holds it no
+    more, and another gets it within seconds."""
+
+    def acquire(self) -> bool:
+        """Whether this process has it now; never waits for another to let go. Raises ``Unavailable`` while the server
+        does not answer, and ``Misconfigured``."""
+
+    def held(self) -> bool:
+        """Whether the server still knows this process as the holder. Never raises: without an answer it is lost."""
+
+    def release(self) -> None:
+        """Let go, if it is held."""
+
+    def close(self) -> None: ...
 
 
 CrashHook = Callable[[str], None]

@@ -36,6 +36,13 @@ class _Settings(BaseSettings):
         pattern=_NAME,
         description="name of this process among those of its stage; for a service the ordinal of its host name, else 0",
     )
+    state_mib: int = Field(
+        default=256,
+        ge=4,
+        le=16_384,
+        description="state of a partition of the anomaly-detector, in MiB, at most; then the models not seen for"
+        " longest are given up",
+    )
     crash: str | None = Field(default=None, description="crash point for tests of recovery: <stage>:<POINT>:<nth>")
 
 
@@ -77,9 +84,27 @@ class ServiceSettings(_Settings):
     log: Literal["auto", "json", "console"] = Field(
         default="auto", description="form of log lines; auto: json unless on a terminal"
     )
+    tick_every_s: float = Field(
+        default=60.0, ge=1, le=300, description="seconds between two ticks of the keeper, by which windows close"
+    )
+    heartbeat_every_s: float = Field(
+        default=10.0, ge=1, le=300, description="seconds between two heartbeats of the keeper"
+    )
+    on_rewind: Literal["stop", "rebuild"] = Field(
+        default="stop",
+        description="what the anomaly-detector does when its group was set back behind its state: stop, or make the"
+        " state anew from the 7 days of input before",
+    )
     leave: bool = Field(
         default=False,
         description="whether a service that is stopped tells its group, so that others take over at once",
+    )
+    stall_s: float = Field(
+        default=90.0,
+        ge=0,
+        le=86_400,
+        description="seconds that a partition with records before it, or the loop, may stand still before the service"
+        " ends with 75 to be started again; its stacks are logged after half of them; 0: never",
     )
     kafka: dict[str, str] = Field(default_factory=dict, repr=False)
 

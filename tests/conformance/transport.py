@@ -155,6 +155,7 @@ class TransportSuite(ABC):
         for place, end in ends.items():
             assert all(record.offset < end for record in world.transport.read_from(place, timeout_s=10.0))
         assert world.transport.end_offsets([]) == {}
+        assert world.transport.begin_offsets(places, timeout_s=10.0) == dict.fromkeys(places, 0)
 
     def test_open_output_is_invisible(self, world: World) -> None:
         world.write("before")

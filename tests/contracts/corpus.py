@@ -437,6 +437,10 @@ LINES: list[Line] = [
         "/features",
     ),
     Line("decode before schema", _raw(b'"x": NaN', event_id=1), "decode", "/x"),
+    Line(
+        "integer before id", dumps(prediction(event_id=..., features={"amount": 2**64})), "decode", "/features/amount"
+    ),
+    Line("text before id", dumps(prediction(event_id=..., features={"note": "\0"})), "decode", "/features/note"),
     Line("decode before clock", _raw(b'"source": "\\u0000"', time="2030-01-01T00:00:00Z"), "decode", "/source"),
     Line(
         "schema before clock", dumps(prediction(time="2030-01-01T00:00:00Z", prediction=...)), "schema", "/prediction"

@@ -10,7 +10,7 @@ from tests.contracts.corpus import LAYOUTS, LINES, RECORD_TIME_US, dumps, outcom
 from errata.adapters.decode_msgspec import MsgspecDecoder
 from errata.contracts import Contract
 from errata.contracts.topics import OUTCOMES, PREDICTIONS
-from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, UNUSABLE_NUMBER, Batch, Predictions, Violation
+from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, UNUSABLE_NUMBER, Batch, Beat, Predictions, Violation
 from errata.domain.layouts import compile_layout
 from errata.ports import Record
 
@@ -165,11 +165,12 @@ def test_batches_do_not_matter() -> None:
     assert len(whole.violations) == sum(len(part.violations) for part in single) > 20
 
 
-def test_ticks_and_what_is_skipped() -> None:
+def test_ticks_and_heartbeats() -> None:
     tick = {"event_id": "t", "time": "2026-01-05T12:00:00Z", "purpose": "tick"}
     batch = decode(tick, prediction(purpose="heartbeat"), prediction())
     assert [(one.record, one.partition, one.record_time_us) for one in batch.ticks] == [(0, 3, RECORD_TIME_US)]
-    assert batch.skipped == {"heartbeat": [1]}
+    assert batch.beats == [Beat(1, 3, "e1", RECORD_TIME_US)]
+    assert batch.skipped == {}
     assert batch.predictions.record.tolist() == [2]
 
 

@@ -52,6 +52,7 @@ def verdicts(batch: Batch, n: int) -> list[Verdict]:
         *batch.predictions.record.tolist(),
         *batch.outcomes.record.tolist(),
         *(tick.record for tick in batch.ticks),
+        *(beat.record for beat in batch.beats),
         *(index for indices in batch.skipped.values() for index in indices),
         *refused,
     ]

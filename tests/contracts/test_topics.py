@@ -23,7 +23,7 @@ from errata.contracts.topics import (
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOOD = SCHEMAS / "examples" / "good"
-NAME = re.compile(r"errata\.[a-z-]+(\.(v[1-9][0-9]*|dlq|state))?")
+NAME = re.compile(r"errata\.[a-z-]+(\.(v[1-9][0-9]*|dlq|resolutions|state|todo))?")
 
 
 def gaps(topic: Topic) -> list[str]:

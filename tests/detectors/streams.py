@@ -218,7 +218,8 @@ def step(detector: AnomalyDetector, batch: Sequence[Record]) -> StepResult:
 
 def _book(ran: Ran, start: int, result: StepResult, judged: Judged) -> None:
     ran.outputs += [(out.key, out.value) for out in result.outputs]
-    for (_, move), out in zip(judged.moves, result.outputs, strict=True):
+    cases = [out for out in result.outputs if out.key is not None]  # the others are heartbeats
+    for (_, move), out in zip(judged.moves, cases, strict=True):
         ran.moves.append((start + move.record, Anomaly.model_validate_json(out.value or b"")))
     ran.entries |= {change.key: change.value for change in result.changes if change.value is not None}
     ran.dropped.update(result.dropped)

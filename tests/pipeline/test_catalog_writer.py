@@ -15,6 +15,7 @@ from errata.domain.catalogue.queries import CaseQuery
 from errata.errors import Fenced, StateDamaged, Unavailable
 from errata.ports import CrashHook, Offsets, Outgoing, SinkDeadLetter, never_crash
 from errata.runtime.backoff import Backoff
+from errata.runtime.health import Health
 from errata.runtime.telemetry import StageTelemetry
 from errata_services.catalog_writer import POINTS, STAGE, CatalogWriterWorker, no_crash
 
@@ -343,4 +344,17 @@ def test_without_telemetry_nobody_looks(tmp_path: Path) -> None:
     assert isinstance(catalogue, Looked)
     _drain(CatalogWriterWorker(_log(tagged("a")), catalogue, "w0"))
     assert catalogue.looks == 0
+    catalogue.close()
+
+
+def test_a_writer_that_begins_says_at_once_where_the_catalogue_is(tmp_path: Path) -> None:
+    """Else the stall watch would take what was written long ago for records that wait."""
+    transport = _log(*_story())
+    _run(transport, tmp_path / "c.sqlite")
+    catalogue = _open(tmp_path / "c.sqlite")
+    health = Health(stage=STAGE, instance="w0", build="1")
+    writer = CatalogWriterWorker(transport, catalogue, "w0", health=health)
+    assert writer.run_once() == 0
+    assert health.standing.positions == writer.positions
+    assert sum(writer.positions.values()) == len(_story())
     catalogue.close()

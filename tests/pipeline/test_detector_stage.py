@@ -30,6 +30,7 @@ from tests.detectors.streams import (
 
 from errata.adapters.decode_msgspec import MsgspecDecoder
 from errata.adapters.memory import MemoryTransport
+from errata.contracts.strict import instant, rfc3339
 from errata.contracts.topics import PREDICTIONS, REFERENCES, TOPICS
 from errata.domain.array_codec import unpack_arrays
 from errata.domain.columns import Batch
@@ -330,10 +331,11 @@ def test_drills_and_backfills_never_move_live_statistics() -> None:
     assert (alone.state.fixed[a.index] == together.state.fixed[b.index]).all()
 
 
-def test_heartbeats_are_counted_and_leave_no_trace() -> None:
+def test_heartbeats_leave_no_trace_in_the_state() -> None:
     beats = each(clean(50), range(50), put(purpose="heartbeat"))
     detector = stage()
-    assert run(detector, records(beats), 50).dropped == {"heartbeat": 50}
+    ran = run(detector, records(beats), 50)
+    assert (ran.dropped, ran.entries, len(ran.outputs)) == ({}, {}, 50)
     assert detector.slots == []
 
 
@@ -384,6 +386,26 @@ def test_events_from_the_future_are_clamped_to_when_they_came() -> None:
     ran = run(detector, records(ahead, lambda event: received[event["event_id"]]), 20)
     assert (ran.clamped, ran.late) == (1, 0)
     assert fixed(detector)[at.MAX_US] == START_US + 19 * SECOND_US
+
+
+@pytest.mark.parametrize(("ahead_us", "clamped"), [(5 * MINUTE_US, 0), (5 * MINUTE_US + 1, 1), (24 * HOUR_US, 1)])
+def test_an_outcome_from_the_future_is_clamped_to_when_it_came(ahead_us: int, clamped: int) -> None:
+    at_us = START_US + 20 * SECOND_US
+    late = outcome(20, True) | {"observed_time": rfc3339(instant(at_us + ahead_us))}
+    received = {id(late): at_us}
+    events = [*(outcome(i, False) for i in range(20)), late]
+    detector = stage()
+    ran = run(detector, records(events, lambda event: received.get(id(event), time_us(event))), 7)
+    assert (ran.clamped, int(fixed(detector)[at.CLAMPED])) == (clamped, clamped)
+    assert int(fixed(detector)[at.OUT_LAST_US]) == (at_us if clamped else at_us + ahead_us)
+
+
+def test_what_a_batch_tells_of_its_newest_event_is_not_of_the_future() -> None:
+    """It goes into the position record and into the age of events."""
+    events = clean(3)
+    ahead = each(events, (1,), put(time=clean(1, start_us=START_US + HOUR_US)[0]["time"]))
+    result = step(stage(), records(ahead, lambda _: START_US + 2 * SECOND_US))
+    assert result.max_event_time_us == START_US + 2 * SECOND_US
 
 
 def test_a_clock_four_minutes_ahead_is_believed() -> None:

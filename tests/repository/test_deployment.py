@@ -17,8 +17,9 @@ import yaml
 from tests.repository.test_documented import COMMANDS
 from typer.testing import CliRunner
 
-from errata.contracts.topics import STAGES
+from errata.contracts.topics import STAGES, TRENDS_SERVICE
 from errata.errors import Misconfigured
+from errata.runtime.telemetry import KEEPER
 from errata.settings import read_service_settings
 from errata_services.cli import app
 
@@ -117,7 +118,7 @@ def test_the_compose_file_is_one_to_docker() -> None:
 
 
 def test_every_stage_has_its_service_and_every_command_can_be_typed() -> None:
-    for stage in STAGES:
+    for stage in (*STAGES, TRENDS_SERVICE, KEEPER):
         assert OURS[stage]["command"] == ["run", stage]
     for service in OURS.values():
         words = " ".join(["errata", *service["command"]])
@@ -186,7 +187,9 @@ def test_services_get_what_they_need_and_no_more() -> None:
         variable: {name for name in given if variable in given[name]} for variable in set().union(*given.values())
     }
     assert having["ERRATA_REDIS_URL"] == {"enricher"}
-    assert having["ERRATA_DATABASE_URL_FILE"] == {"catalog-writer", "catalogue"}
+    assert having["ERRATA_DATABASE_URL_FILE"] == {"catalog-writer", "catalogue", "keeper"}
+    assert having["ERRATA_KEY_FILE"] == {*STAGES, TRENDS_SERVICE}  # which seal dead letters
+    assert OURS["keeper"]["secrets"] == ["keeper_url"]  # it may see no table
     assert OURS["catalog-writer"]["secrets"] == ["key", "writer_url"]  # it may change rows, no table
     assert OURS["catalogue"]["secrets"] == ["owner_url"]
     text = COMPOSE_FILE.read_text(encoding="utf-8")
@@ -204,6 +207,7 @@ def test_services_wait_for_what_they_need() -> None:
             assert SERVICES[name]["healthcheck"]["test"], name
     assert "redis" in OURS["enricher"]["depends_on"]
     assert "postgres" in OURS["catalog-writer"]["depends_on"]
+    assert {"postgres", "topics"} <= set(OURS[KEEPER]["depends_on"])
 
 
 def test_monitoring_is_a_profile_and_the_chain_is_none() -> None:
@@ -217,7 +221,7 @@ def test_prometheus_asks_the_services_where_they_answer() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     job = next(job for job in config["scrape_configs"] if job["job_name"] == "errata")
     targets = {target["labels"]["stage"]: target["targets"] for target in job["static_configs"]}
-    ports = {stage: OURS[stage]["environment"]["ERRATA_HTTP_PORT"] for stage in STAGES}
+    ports = {stage: OURS[stage]["environment"]["ERRATA_HTTP_PORT"] for stage in (*STAGES, TRENDS_SERVICE, KEEPER)}
     assert targets == {stage: [f"{stage}:{port}"] for stage, port in ports.items()}
     assert last("EXPOSE") in ports.values()
 
@@ -228,7 +232,7 @@ def test_secrets_are_drawn_once_and_fit_each_other(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     drawn = {file.name: file.read_text() for file in folder.iterdir() if file.name != ".gitignore"}
     assert set(drawn) == set(COMPOSE["secrets"]) == {Path(one["file"]).name for one in COMPOSE["secrets"].values()}
-    for role in ("owner", "writer"):
+    for role in ("owner", "writer", "keeper"):
         password = drawn[f"{role}_password"]
         assert len(password) == 64
         assert drawn[f"{role}_url"] == f"postgresql://errata_{role}:{password}@postgres:5432/errata"

@@ -1,6 +1,6 @@
 """State and offsets that do not belong together are refused at restore, each kind of damage by its name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +9,15 @@ import pytest
 from errata.adapters.memory import MemoryTransport
 from errata.contracts.topics import Topic
 from errata.domain.array_codec import open_envelope, pack_arrays, pack_json, unpack_arrays, unpack_json
-from errata.errors import StateDamaged
-from errata.ports import Outgoing, StateChange
+from errata.errors import HangingTransaction, StateDamaged
+from errata.ports import Outgoing, Record, StateChange
 from errata.runtime.changelog import (
     MAX_VALUE_BYTES,
     POSITION_KEY,
     TABLE_KEY,
     PartitionLog,
     Position,
+    check_digest,
     check_position,
     entries_of,
     read_records,
@@ -74,7 +75,7 @@ def test_wire_form_is_as_published() -> None:
     assert wire[b"\x01a"] == b"\x01\x01\x01\x007"
     assert wire[b"\x00tab"] == value(9)
     _, position = unpack_json(wire[b"\x00pos"] or b"")
-    assert position.keys() == {"in", "out", "dlq", "drop", "cfg", "wm", "dig"}
+    assert position.keys() == {"in", "out", "dlq", "drop", "cfg", "wm", "dig", "part"}
     assert position["in"] == {"in": {"from": 0, "to": 1, "delivered": 1}}
 
 
@@ -134,7 +135,19 @@ DAMAGES: dict[str, Damage] = {
     "keys of another partition": lambda log: [
         Outgoing(TOPIC, record.key, record.value, partition=0) for record in log.read_from((TOPIC, 1))
     ],
+    "a key of nobody": lambda log: [Outgoing(TOPIC, b"hello", b"world", partition=0)],
+    "a rebuild that did not end": lambda log: [
+        Outgoing(TOPIC, POSITION_KEY, at(2, rebuilding=True).to_value(), partition=0)
+    ],
     "a table entry changed": lambda log: [Outgoing(TOPIC, TABLE_KEY, value(8), partition=0)],
+}
+
+
+REASONS = {
+    "the position deleted": "position_missing",
+    "keys of another partition": "wrong_partition",
+    "a key of nobody": "foreign_key",
+    "a rebuild that did not end": "rebuild_unfinished",
 }
 
 
@@ -145,7 +158,7 @@ def test_damage_is_refused(damage: str) -> None:
     save(log, {b"a": value(5)}, partition=1)
     read_state(log, TOPIC, 0)
     write(log, DAMAGES[damage](log))
-    with pytest.raises(StateDamaged, match=r"^digest: state partition 0"):
+    with pytest.raises(StateDamaged, match=rf"^{REASONS.get(damage, 'digest')}: state partition 0"):
         read_state(log, TOPIC, 0)
 
 
@@ -186,9 +199,37 @@ def test_position_that_disagrees_is_refused_by_name(
         check(position, committed, "new")
 
 
+def test_a_declared_migration_lets_state_of_another_configuration_go_on() -> None:
+    offsets = {("in", 0): 5}
+    made = at(5, config_hash="old")
+    check_position(TOPIC, 0, made, offsets, inputs=("in",), config_hash="new", migrates={"old": "the same state"})
+    with pytest.raises(StateDamaged, match=r"^config: "):
+        check_position(TOPIC, 0, made, offsets, inputs=("in",), config_hash="new", migrates={"older": "it is not"})
+
+
+def test_a_position_that_does_not_say_its_partition_is_read() -> None:
+    assert b"part" not in at(3).to_value()
+    check_digest(TOPIC, 1, {}, at(3))
+
+
 def test_position_survives_its_wire_form() -> None:
-    position = Position({"in": Taken(1, 5, 4)}, 3, 2, {"late": 1}, "abc", 1_700_000_000_000_000, 2**127 + 1)
+    position = Position({"in": Taken(1, 5, 4)}, 3, 2, {"late": 1}, "abc", 1_700_000_000_000_000, 2**127 + 1, 3, True)
     assert Position.from_value(position.to_value()) == position
+
+
+class Hanging(MemoryTransport):
+    """A log in which a transaction does not end."""
+
+    def read_from(self, *where: object, **how: object) -> Iterator[Record]:
+        raise HangingTransaction("hanging_transaction: state partition 0 stands at 5, its end is 9")
+        yield  # pragma: no cover
+
+
+def test_a_transaction_that_does_not_end_stops_the_stage_by_its_name() -> None:
+    log = Hanging({TOPIC: Topic(TOPIC, "a test", "key", 2, None, None, ("test",), ("test",))})
+    with pytest.raises(StateDamaged, match=r"^hanging_transaction: state partition 0") as stopped:
+        read_state(log, TOPIC, 0)
+    assert (stopped.value.reason, stopped.value.exit_code) == ("hanging_transaction", 70)
 
 
 def test_entries_hold_no_position_and_no_parts() -> None:

@@ -125,6 +125,26 @@ def test_not_ready_without_a_required_dependency_and_ready_without_another(healt
     assert reasons(health, "/readyz") == []
 
 
+def test_not_ready_while_a_partition_is_stopped_which_counts_as_paused(health: Health) -> None:
+    at_work(health)
+    other = (PREDICTIONS, 4)
+    health.assigned({PLACE: 1, other: 1})
+    health.paused(frozenset({other}))
+    health.poisoned({PLACE: "100 dead letters in a row"})
+    assert reasons(health, "/readyz") == [
+        f"{PREDICTIONS} partition 3 is not read any more: 100 dead letters in a row"
+        " (breaker open; SIGUSR1 or a restart closes it)"
+    ]
+    assert reasons(health, "/livez") == []
+    assert health.status()["stopped_partitions"] == [
+        {"topic": PREDICTIONS, "partition": 3, "reason": "100 dead letters in a row"}
+    ]
+    assert health.standing.paused == {PLACE, other}
+    health.poisoned({})
+    assert reasons(health, "/readyz") == []
+    assert health.standing.paused == {other}
+
+
 def test_not_ready_once_it_is_asked_to_end(health: Health) -> None:
     at_work(health).draining()
     assert reasons(health, "/readyz") == ["stopping"]

@@ -18,6 +18,7 @@ from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, StateDama
         (KafkaError(KafkaError._FATAL, "Fatal error: something else", fatal=True), Unavailable),
         (KafkaError(KafkaError._AUTO_OFFSET_RESET, "x"), StateDamaged),
         (KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED, "x"), Misconfigured),
+        (KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED, "x", txn_requires_abort=True), Misconfigured),
         (KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "x"), Misconfigured),
         (KafkaError(KafkaError._TIMED_OUT, "x", retriable=True), Unavailable),
         (KafkaError(KafkaError._STATE, "x"), Unavailable),

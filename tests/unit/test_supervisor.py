@@ -103,3 +103,23 @@ def test_services_get_the_addresses_and_end_with_the_supervisor(tmp_path: Path) 
         processes = [service.process for service in supervisor.services]
     assert [process is not None and process.returncode for process in processes] == [-15, -15]
     assert said == []
+
+
+LISTENING = """
+import pathlib, signal, sys
+signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(0))
+pathlib.Path("listens").touch()
+while True:
+    signal.pause()
+"""
+
+
+def test_asking_to_read_again_reaches_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with supervised(tmp_path, [sys.executable, "-I", "-S", "-c", LISTENING]) as (supervisor, said):
+        tick_until(supervisor, 0.0, (tmp_path / "listens").exists)
+        assert said == []
+        supervisor.read_again()
+        tick_until(supervisor, 0.0, lambda: len(said) == 1)
+        assert said[0].endswith(": done")
+        supervisor.read_again()  # to nobody

@@ -91,19 +91,24 @@ def everything(told: Telemetry, text: str) -> None:
     told.batch(report({text: 3}, produced={text: 3}, dead={text: 1}, dropped={text: 1}, newest_event_s=1.0))
     told.aborted(text)  # type: ignore[arg-type]
     told.rekeyed(text, 1)
+    told.mistimed({text: 1})  # type: ignore[dict-item]
     told.rebalanced(text, 1)  # type: ignore[arg-type]
     told.paused(1)
+    told.stalled(1)
     told.lag({text: 1})
     told.breaker(text, "open")  # type: ignore[arg-type]
+    told.poisoned({text: 1})
     told.heartbeat(1.0)
     told.restored(1.0)
     told.store_failed(text)  # type: ignore[arg-type]
     told.cached(text, 1)  # type: ignore[arg-type]
+    told.enriched(1, 1, 1)
     told.catalogue_written(text, 1.0)  # type: ignore[arg-type]
     told.known_models([text])
     told.detected({(text, text, text): 1})
     told.cases_opened({(text, text): 1})
     told.cases_open({text: 1})
+    told.trends({(text, text): 1}, {(text, text): 1})
     told.deduplicated(1)
 
 
@@ -133,6 +138,8 @@ def test_every_label_is_closed_but_the_model_and_those_of_the_infos() -> None:
     assert open_labels == {
         ("errata_detections_total", "model"),
         ("errata_cases_opened_total", "model"),
+        ("errata_trend_cases_opened_total", "model"),
+        ("errata_trend_findings_total", "model"),
         ("errata_build_info", "version"),
         ("errata_build_info", "revision"),
         ("errata_config_info", "config_hash"),
@@ -356,6 +363,7 @@ def test_gauges_follow_what_is_told() -> None:
     process.told.rebalanced("revoked", 4)
     process.told.paused(2)
     process.told.breaker("redis", "half_open")
+    process.told.poisoned({ANOMALIES: 2})
     process.told.heartbeat(50.0)
     process.told.heartbeat(40.0)
     process.told.lag({ANOMALIES: 9})
@@ -363,10 +371,31 @@ def test_gauges_follow_what_is_told() -> None:
     assert process.value("errata_rebalances_total", kind="revoked") == 1
     assert process.value("errata_paused_partitions") == 2
     assert process.value("errata_breaker_state", dependency="redis") == 1
+    assert process.value("errata_breaker_open", topic=ANOMALIES) == 2
+    process.told.poisoned({})
+    assert process.value("errata_breaker_open", topic=ANOMALIES) == 0
     assert process.value("errata_heartbeat_timestamp_seconds") == 50
     assert process.value("errata_consumer_lag_records", topic=ANOMALIES) == 9
     process.told.lag({})
     assert process.value("errata_consumer_lag_records", topic=ANOMALIES) == 0
+
+
+def test_the_writer_measures_each_heartbeat_and_the_newest_stays() -> None:
+    detector, writer = Process(), Process(WRITER)
+    for written_s in (NOW_S - 60, NOW_S - 90, NOW_S + 5):  # the last by a clock ahead of ours
+        detector.told.heartbeat(written_s)
+        writer.told.heartbeat(written_s)
+    assert writer.value("errata_heartbeat_timestamp_seconds") == NOW_S + 5
+    assert writer.value("errata_heartbeat_delay_seconds_count") == 3
+    assert writer.value("errata_heartbeat_delay_seconds_sum") == 150
+    assert "errata_heartbeat_delay_seconds" not in detector.text
+
+
+def test_mistimed_events_are_counted_by_why() -> None:
+    process = Process()
+    process.told.mistimed({"late": 3, "clamped": 0})
+    assert process.value("errata_events_mistimed_total", reason="late") == 3
+    assert process.value("errata_events_mistimed_total", reason="clamped") == 0
 
 
 def test_stores_caches_and_restores() -> None:

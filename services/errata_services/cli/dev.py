@@ -10,6 +10,7 @@ import typer
 from errata.adapters.kafka import apply_topics
 from errata.contracts import canonical
 from errata.contracts.topics import STAGES
+from errata.runtime.telemetry import KEEPER
 from errata.settings import read_service_settings
 from errata_services.bootstrap import service_catalogue
 from errata_services.dev import workplace
@@ -27,7 +28,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background; down ends it.")] = False,
     servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, Redis and PostgreSQL alone.")] = False,
 ) -> None:
-    """Start Kafka, Redis, PostgreSQL and the four services, and print their addresses for a shell.
+    """Start Kafka, Redis, PostgreSQL, the four services and the keeper, and print their addresses for a shell.
 
     In a shell: eval "$(errata dev up --detach)". Without --detach they run until Ctrl-C. Topics and tables are made.
     Data and ports of the servers stay the same from one time to the next.
@@ -41,7 +42,7 @@ def up(
     if servers_only:
         workplace.up(folder, announce=_announce, say=_say)
     else:
-        commands = [_command(name) for name in STAGES]
+        commands = [_command(name) for name in (*STAGES, KEEPER)]
         workplace.up(folder, commands=commands, prepare=_prepare, announce=_announce, say=_say)
 
 

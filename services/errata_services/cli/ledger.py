@@ -1,5 +1,6 @@
 """``errata ledger audit``: the receipts of the chain against each other."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -12,14 +13,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from errata.contracts import Receipt, canonical
-from errata.contracts.topics import ANOMALIES, ENRICHED, LEDGER, STAGES
-from errata.domain.ledger import Audit, Flow, audit, reached
+from errata.contracts.topics import LEDGER
+from errata.domain.ledger import FLOWS, Audit, Head, audit, judged_from_us, reached
 from errata.ports import Transport
 from errata.settings import read_service_settings
 from errata_services.bootstrap import embedded_parts, kafka_transport
-
-DETECTOR, ENRICHER, TAGGER, _ = STAGES
-FLOWS = (Flow(DETECTOR, ANOMALIES, ENRICHER), Flow(ENRICHER, ENRICHED, TAGGER))
 
 app = typer.Typer(no_args_is_help=True, help="Receipts of all transactions: was anything lost or doubled?")
 
@@ -49,7 +47,10 @@ def audit_command(
         task = bar.add_task("reading receipts", total=None)
         found, whole = read_audit(transport, lambda done: bar.update(task, completed=done))
     if as_json:
-        typer.echo(canonical({"balanced": whole, **asdict(found)}))
+        plain = asdict(found)
+        for fault in plain["faults"]:
+            del fault["time_us"]  # which is for those who take receipts as they come
+        typer.echo(canonical({"balanced": whole, **plain}))
     else:
         _put(found, whole)
     if found.faults:
@@ -59,19 +60,23 @@ def audit_command(
 def read_audit(transport: Transport, on_progress: Callable[[int], None] = lambda done: None) -> tuple[Audit, bool]:
     """The audit of a chain's ledger, and whether flows between stages were judged: not when receipts have expired."""
     receipts: list[Receipt] = []
-    positions, whole = {}, True
-    for number in range(transport.partitions(LEDGER)):
-        place = (LEDGER, number)
+    times_us: list[int] = []
+    positions, heads = {}, []
+    places = [(LEDGER, number) for number in range(transport.partitions(LEDGER))]
+    begins = transport.begin_offsets(places)
+    for place in places:
         end, first = transport.end_offset(place), None
         for record in transport.read_from(place):
-            first = record.offset if first is None else first
+            first = record.timestamp_us if first is None else first
             end = max(end, record.offset + 1)
             receipts.append(Receipt.model_validate_json(record.value or b""))
+            times_us.append(record.timestamp_us)
             on_progress(len(receipts))
         positions[place] = end
-        whole = whole and (first or 0) == 0 and (first is not None or end == 0)
-    if not whole:
-        return audit(receipts), False
+        heads.append(Head(begins[place], first))
+    if not all(head.whole for head in heads):
+        from_us = judged_from_us(heads, time.time_ns() // 1_000)
+        return audit([one for one, at_us in zip(receipts, times_us, strict=True) if at_us >= from_us]), False
     ends = reached(receipts)
     waiting = {
         flow.topic: sum(

@@ -55,7 +55,8 @@ def summary_lines(summary: Summary) -> list[str]:
 
 _DROPPED = {
     "duplicate": "duplicates: their ids were seen before, they change nothing",
-    "heartbeat": "heartbeats",
+    "heartbeat": "outcomes of purpose heartbeat: they are no labels",
+    "tick": "outcomes of purpose tick: they are no labels",
     "waiting": "outcomes without their own prediction: joining them comes with a later release",
     "feedback": "outcomes of kind feedback or business: they are no labels",
 }

@@ -13,11 +13,14 @@ from errata_services.cli import (
     contracts,
     demo,
     dev,
+    dlq,
     ledger,
     models,
     references,
     run,
+    state,
     topics,
+    trends,
     validate,
 )
 
@@ -29,7 +32,7 @@ Start with [bold]errata demo[/bold]. For your own model: [bold]errata contract i
 
 On Kafka: [bold]errata dev up[/bold] starts servers on this machine, or name your own by
 ERRATA_KAFKA__BOOTSTRAP_SERVERS. Then [bold]errata topics apply[/bold], [bold]errata catalog migrate[/bold], and
-[bold]errata run SERVICE[/bold] for each of anomaly-detector, enricher, tagger and catalog-writer.
+[bold]errata run SERVICE[/bold] for each of anomaly-detector, enricher, tagger, catalog-writer and keeper.
 
 Exit codes: 0 done, 1 something was found wrong, 2 the command line is wrong, 70 an invariant is broken,
 75 try again, 78 a setting or file is wrong. Read commands take --json. NO_COLOR is honoured.
@@ -47,7 +50,10 @@ app.add_typer(catalog.app, name="catalog")
 app.add_typer(context.app, name="context")
 app.add_typer(dev.app, name="dev")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(state.app, name="state")
 app.add_typer(topics.app, name="topics")
+app.add_typer(trends.app, name="trends")
 
 
 def _version(asked: bool) -> None:

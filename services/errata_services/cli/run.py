@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -14,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from errata.contracts import canonical
-from errata.contracts.topics import STAGES
+from errata.contracts.topics import STAGES, TRENDS_SERVICE
 from errata.errors import Misconfigured
 from errata.runtime.crash_points import CrashPoints
-from errata.runtime.service import stop_on_signals
+from errata.runtime.service import read_again_on_signal, stop_on_signals
+from errata.runtime.telemetry import KEEPER as KEEPER_SERVICE
 from errata.settings import read_service_settings, read_settings
-from errata_services.bootstrap import data_folder, embedded_parts
+from errata_services.bootstrap import data_folder, embedded_parts, state_limits
 from errata_services.cli.lines import STDIN, existing
 from errata_services.cli.reports import summary_lines, teller
 from errata_services.dev.supervisor import Supervisor
@@ -31,8 +33,14 @@ TICK_S = 0.2
 app = typer.Typer()
 
 
+class OnRewind(StrEnum):
+    STOP, REBUILD = "stop", "rebuild"
+
+
 class Service(StrEnum):
     DETECTOR, ENRICHER, TAGGER, WRITER = STAGES
+    TRENDS = TRENDS_SERVICE
+    KEEPER = KEEPER_SERVICE
 
 
 @app.command()
@@ -43,6 +51,10 @@ def run(
         bool,
         typer.Option("--leave", help="Tell the group at the end: others take over at once. For scaling in."),
     ] = False,
+    on_rewind: Annotated[
+        OnRewind | None,
+        typer.Option(help="When the anomaly-detector's group was set back: stop with 70, or make its state anew."),
+    ] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="All stages in this process, without Kafka.")] = False,
     file: Annotated[Path | None, typer.Option("--input", help="JSONL of events; - reads standard input.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Lines of one transaction, at most; 1 to 5,000.")] = None,
@@ -52,9 +64,13 @@ def run(
     """Run a service of the chain until SIGTERM, or with --embedded judge the events of a file.
 
     A service is set up by variables: ERRATA_KAFKA__BOOTSTRAP_SERVERS, ERRATA_KEY, ERRATA_REDIS_URL for the enricher,
-    ERRATA_DATABASE_URL for the catalog-writer. Run as many of each as there are partitions, ERRATA_INSTANCE telling
-    them apart. One that is stopped keeps its partitions for the session time-out, so that a restart moves none; with
-    --leave (or ERRATA_LEAVE=true) the others get them at once.
+    ERRATA_DATABASE_URL for the catalog-writer and the keeper. Run as many of each as there are partitions,
+    ERRATA_INSTANCE telling them apart. One that is stopped keeps its partitions for the session time-out, so that a
+    restart moves none; with --leave (or ERRATA_LEAVE=true) the others get them at once. trends needs errata[trends],
+    and always tells its group.
+
+    The keeper writes ticks and heartbeats and audits the ledger. Of several one leads, the others wait to take over; it
+    needs no key.
 
     Embedded, a line with event_id is a prediction, with outcome_id an outcome, with change_id a change. A run that was
     killed goes on where it stopped; the same file again changes nothing.
@@ -63,11 +79,15 @@ def run(
         raise Misconfigured("run: name one service, or say --embedded --input FILE")
     if service is not None:
         if supervise:
-            _supervised(service.value, leave)
+            options = [*(["--leave"] if leave else []), *(["--on-rewind", on_rewind] if on_rewind else [])]
+            _supervised(service.value, options)
         else:
             settings = read_service_settings()
-            run_service(service.value, settings.model_copy(update={"leave": leave or settings.leave}))
+            given = {"leave": leave or settings.leave, "on_rewind": on_rewind or settings.on_rewind}
+            run_service(service.value, settings.model_copy(update=given))
         return
+    if on_rewind:
+        raise Misconfigured("--on-rewind: is for a service on Kafka; leave it out with --embedded")
     if leave:
         raise Misconfigured("--leave: is for a service on Kafka; leave it out with --embedded")
     if file is None:
@@ -75,13 +95,14 @@ def run(
     _embedded(file, batch_size, as_json, data)
 
 
-def _supervised(service: str, leave: bool) -> None:
+def _supervised(service: str, options: Sequence[str]) -> None:
     """Keep a service running. Ends when it is asked to, or with the service's exit code when that is final."""
     read_service_settings()  # faults are told at once, not by a child
     stopping = Event()
     stop_on_signals(stopping)
-    command = [sys.executable, "-m", "errata_services.cli", "run", *(["--leave"] if leave else []), service]
+    command = [sys.executable, "-m", "errata_services.cli", "run", *options, service]
     supervisor = Supervisor([command], {}, None, lambda line: typer.echo(line, err=True))
+    read_again_on_signal(supervisor.read_again)
     try:
         while not stopping.is_set():
             supervisor.tick(time.monotonic())
@@ -107,6 +128,7 @@ def _embedded(file: Path, batch_size: int | None, as_json: bool, data: Path | No
             now_us=time.time_ns() // 1000,
             crash=CrashPoints.from_environment(os.environ),
             instance=settings.instance,
+            limits=state_limits(settings.state_mib),
         )
         stack.callback(chain.close)
         bar = Progress(

@@ -13,7 +13,7 @@ from pathlib import Path
 from errata_services.dev.processes import STOP_TIMEOUT_S, end_of, run_as
 
 FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
+LONGEST_PAUSE_S = 30.0
 SETTLED_S = 60.0  # who ran this long starts again with the first pause
 RUNBOOK = "deploy/runbooks/ErrataServiceDown.md"
 FINAL = {  # starting again would not help: what it is; the runbook tells what does
@@ -101,6 +101,12 @@ class Supervisor:
     def given_up(self) -> list[Service]:
         """Services that stay down with an error."""
         return [s for s in self.services if s.process is None and s.due_s is None and s.exit_code not in (0, None)]
+
+    def read_again(self) -> None:
+        """Pass SIGUSR1 on: have what a breaker has stopped read again. May be called from a signal handler."""
+        for service in self.services:
+            if service.process is not None:
+                service.process.send_signal(signal.SIGUSR1)
 
     def stop(self) -> None:
         """Ask all to end at once, and make those end that have not within 20 s."""

@@ -140,6 +140,16 @@ class MemoryTransport:
     def end_offsets(self, partitions: Iterable[TopicPartition], *, timeout_s: float | None = None) -> Offsets:
         return {partition: self._log(partition).end for partition in partitions}
 
+    def begin_offsets(self, partitions: Iterable[TopicPartition], *, timeout_s: float | None = None) -> Offsets:
+        return {partition: self._log(partition).start for partition in partitions}
+
+    def group_members(self, group: str) -> list[str]:
+        return sorted(self._groups[group].members) if group in self._groups else []
+
+    def group_offsets(self, group: str, partitions: Iterable[TopicPartition]) -> Offsets:
+        committed = self._groups[group].committed if group in self._groups else {}
+        return {place: committed[place] for place in partitions if place in committed}
+
     def advance_record_time(self, us: int) -> None:
         """Records committed from now on get at least this record time; it never goes back."""
         self._record_time_us = max(self._record_time_us, us)

@@ -8,6 +8,7 @@ from errata.contracts.anomalies import (
     ContextEntry,
     DetectorRef,
     EnrichedAnomaly,
+    Enrichment,
     Episode,
     EvidenceRow,
     Finding,
@@ -22,8 +23,9 @@ from errata.contracts.anomalies import (
 from errata.contracts.base import Message, Part, canonical
 from errata.contracts.cases import FailureCase
 from errata.contracts.events import ChangeEvent, MetricPoint, ModelRef, Outcome, PredictionEvent
+from errata.contracts.heartbeats import Heartbeat
 from errata.contracts.models import Contract, Reference
-from errata.contracts.runtime import DeadLetter, Receipt, ReceiptInput
+from errata.contracts.runtime import DeadLetter, Receipt, ReceiptInput, Resolution
 
 __all__ = [
     "Anomaly",
@@ -33,11 +35,13 @@ __all__ = [
     "DeadLetter",
     "DetectorRef",
     "EnrichedAnomaly",
+    "Enrichment",
     "Episode",
     "EvidenceRow",
     "FailureCase",
     "Finding",
     "Fingerprint",
+    "Heartbeat",
     "Message",
     "MetricPoint",
     "ModelRef",
@@ -47,6 +51,7 @@ __all__ = [
     "Receipt",
     "ReceiptInput",
     "Reference",
+    "Resolution",
     "RowRef",
     "RuleOut",
     "Severity",

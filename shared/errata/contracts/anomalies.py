@@ -119,11 +119,20 @@ class EvidenceRow(Part):
     missing: Text | None = None
 
 
+class Enrichment(Part):
+    """Says that something is missing for now: ``reason`` names what was not to be had. It comes later, under the same
+    ``seq``; then nothing is said here."""
+
+    status: Literal["partial"]
+    reason: Text
+
+
 class EnrichedAnomaly(Anomaly):
     """An anomaly with what was known around it and the redacted rows it names."""
 
     context: list[ContextEntry] = []
     rows: list[EvidenceRow] = []
+    enrichment: Enrichment | None = None
 
 
 class Tag(Part):

@@ -1,4 +1,4 @@
-"""What the runtime itself writes: dead letters and the receipts of the ledger."""
+"""What the runtime itself writes: dead letters, what became of them, and the receipts of the ledger."""
 
 from typing import Annotated, Literal
 
@@ -32,6 +32,20 @@ class DeadLetter(Message):
     hops: Count = 0
     traceparent: Text | None = None
     payload: Text | None = None
+
+
+class Resolution(Message):
+    """What a person made of a dead letter.
+
+    ``replays``: how often it was sent again up to now; ``patched``: whether the last time with a changed payload."""
+
+    dead_letter_id: Text
+    action: Literal["replayed", "discarded"]
+    who: Text
+    at: Instant
+    why: Text
+    replays: Count = 0
+    patched: bool = False
 
 
 class ReceiptInput(Part):

@@ -15,10 +15,13 @@ from errata.contracts.anomalies import Anomaly, EnrichedAnomaly, TaggedCase
 from errata.contracts.base import Message
 from errata.contracts.cases import FailureCase
 from errata.contracts.events import ChangeEvent, MetricPoint, Outcome, PredictionEvent
+from errata.contracts.heartbeats import Heartbeat
 from errata.contracts.models import Contract, Reference
-from errata.contracts.runtime import DeadLetter, Receipt
+from errata.contracts.runtime import DeadLetter, Receipt, Resolution
 from errata.contracts.strict import MAX_FEATURES
 from errata.contracts.topics import STAGES, TOPICS, Topic
+from errata.contracts.trends import Trend
+from errata.contracts.versions import slug as slug
 
 Schema = dict[str, Any]
 Mode = Literal["validation", "serialization"]
@@ -36,11 +39,14 @@ MESSAGES: dict[type[Message], int] = {
     MetricPoint: 1,
     Contract: 1,
     Reference: 1,
+    Heartbeat: 1,
     Anomaly: 1,
     EnrichedAnomaly: 1,
     TaggedCase: 1,
     FailureCase: 1,
     DeadLetter: 1,
+    Resolution: 1,
+    Trend: 1,
     Receipt: 1,
 }
 
@@ -66,15 +72,6 @@ _CONDITIONS: dict[type[Message], list[Schema]] = {
         {"anyOf": [_given("value"), _given("score")]},
     ],
 }
-
-
-def slug(message: type[Message]) -> str:
-    """The name of a message in file names and schema ids.
-
-    >>> slug(PredictionEvent)
-    'prediction-event'
-    """
-    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in message.__name__).lstrip("-")
 
 
 def schema_file(message: type[Message]) -> str:
@@ -145,6 +142,7 @@ def _topic_entry(topic: Topic) -> dict[str, Any]:
         "retention_s": topic.retention_s,
         "timestamps": topic.timestamps,
         "schema": schema_file(topic.message) if topic.message else None,
+        **({"others": [schema_file(other) for other in topic.others]} if topic.others else {}),
         "producers": list(topic.producers),
         "consumers": list(topic.consumers),
         "dead_letters": topic.dead_letters,
@@ -158,7 +156,10 @@ def _channel(topic: Topic) -> dict[str, Any]:
     return {
         "address": topic.name,
         "description": topic.meaning,
-        "messages": {_message_name(topic): _channel_message(topic)},
+        "messages": {
+            _message_name(topic): _channel_message(topic),
+            **{other.__name__: _payload(other) for other in topic.others},
+        },
         "bindings": {
             "kafka": {
                 "topic": topic.name,
@@ -175,15 +176,18 @@ def _channel_message(topic: Topic) -> dict[str, Any]:
     bindings = {"kafka": {"key": key, "bindingVersion": KAFKA_BINDING}}
     if topic.message is None:
         return {"name": _message_name(topic), "contentType": "application/octet-stream", "bindings": bindings}
+    return {**_payload(topic.message), "bindings": bindings}
+
+
+def _payload(message: type[Message]) -> dict[str, Any]:
     return {
-        "name": slug(topic.message),
-        "title": topic.message.__name__,
+        "name": slug(message),
+        "title": message.__name__,
         # AsyncAPI knows no newer dialect, and our schemas use nothing newer but `$defs`, which is a plain pointer.
         "payload": {
             "schemaFormat": "application/schema+json;version=draft-07",
-            "schema": {"$ref": f"./{schema_file(topic.message)}"},
+            "schema": {"$ref": f"./{schema_file(message)}"},
         },
-        "bindings": bindings,
     }
 
 
@@ -193,7 +197,7 @@ def _operation(process: str, action: str, topic: Topic) -> dict[str, Any]:
         "action": action,
         "title": f"{process} {'writes' if action == 'send' else 'reads'} {topic.name}",
         "channel": {"$ref": channel},
-        "messages": [{"$ref": f"{channel}/messages/{_message_name(topic)}"}],
+        "messages": [{"$ref": f"{channel}/messages/{name}"} for name in _message_names(topic)],
     }
     if action == "receive" and process in STAGES:
         group = {"type": "string", "enum": [f"errata.{process}"]}
@@ -203,6 +207,10 @@ def _operation(process: str, action: str, topic: Topic) -> dict[str, Any]:
 
 def _operation_id(process: str, action: str, topic: Topic) -> str:
     return f"{process.replace(' ', '-')}.{action}.{topic.name}"
+
+
+def _message_names(topic: Topic) -> list[str]:
+    return [_message_name(topic), *(other.__name__ for other in topic.others)]
 
 
 def _message_name(topic: Topic) -> str:

@@ -7,6 +7,7 @@ of the header. Equal content gives equal bytes, whatever the order in which the 
 
 import json
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,13 @@ def unpack_arrays(value: bytes) -> tuple[int, dict[str, Any], dict[str, NDArray[
     if codec != CODEC_ARRAYS:
         raise ValueError(f"a state value of arrays has codec {CODEC_ARRAYS}, not {codec}")
     start = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
-    header = json.loads(payload[_LENGTH_BYTES:start])
+    header = json.loads(payload[_LENGTH_BYTES:start].decode())
     arrays: dict[str, NDArray[Any]] = {}
     for name, type_name, shape in header["arrays"]:
         dtype = np.dtype(type_name)
         if dtype.kind not in _KINDS:
             raise ValueError(f"array {name} is of a type that state does not hold")
-        size = int(np.prod(shape, dtype=np.int64))
+        size = prod(shape)
         if len(payload) < start + size * dtype.itemsize:
             raise ValueError(f"array {name} is cut off")
         arrays[name] = np.frombuffer(payload, dtype, size, start).reshape(shape).copy()

@@ -133,6 +133,16 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat: nothing is judged by it, it is passed on. ``time_us``: when it was written."""
+
+    record: int
+    partition: int
+    heartbeat_id: str
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     record: int
     refusal: Refused
@@ -140,12 +150,13 @@ class Refusal:
 
 @dataclass(slots=True)
 class Batch:
-    """A decoded batch. Every record is in exactly one of predictions, outcomes, ticks, skipped or refused."""
+    """A decoded batch. Every record is in exactly one of predictions, outcomes, ticks, beats, skipped or refused."""
 
     layouts: Sequence[Layout]
     predictions: Predictions
     outcomes: Outcomes
     ticks: list[Tick]
     refused: list[Refusal]
-    skipped: dict[str, list[int]]  # reason (heartbeat, waiting: an outcome to be joined) -> records
+    skipped: dict[str, list[int]]  # reason (waiting: an outcome to be joined) -> records
     misplaced: list[int] = field(default_factory=list)  # records of rows whose key is not that of their model
+    beats: list[Beat] = field(default_factory=list)

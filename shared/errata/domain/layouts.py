@@ -25,12 +25,17 @@ class OpenCells(dict[Any, float]):
         return self[key]
 
 
+_ANY_CLASS = OpenCells({None: MISSING_CODE}, 0.0)
+
+
 def compile_layout(tenant: str, model: str, contract: Contract | None, reference: Reference | None) -> Layout:
     """The layout of ``model``; without a contract no feature is counted. Names are in sorted order within a kind.
 
     >>> compile_layout("default", "fraud", None, None).features
     ()
     """
+    if contract is None and reference is None:  # tens of thousands may be restored at once
+        return Layout(tenant, model, None, None, classes=_ANY_CLASS)
     features = dict(sorted(contract.features.items())) if contract else {}
     sketches = reference.sketches if reference else {}
     categories = _named(features, "category", "bool")

@@ -7,13 +7,14 @@ committed offsets, or is not whole, is found at restore. The digest is meant aga
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 
 from errata.contracts import canonical
 from errata.domain.array_codec import CODEC_PARTS, open_envelope, pack_json, seal_envelope, unpack_json
-from errata.errors import StateDamaged
+from errata.domain.state_schemas import Schema
+from errata.errors import HangingTransaction, StateDamaged
 from errata.ports import Offsets, Outgoing, StateChange, Transport
 from errata.runtime.receipts import Taken
 
@@ -23,7 +24,7 @@ MAX_VALUE_BYTES = 256 * 1024
 
 _STATE, _PART = b"\x01", b"\x02"
 _DIGEST_KEY = b"errata changelog"
-_POSITION_SCHEMA = 1
+_POSITION = Schema("position record", 1)
 _PARTS_SCHEMA = 1
 
 
@@ -32,7 +33,8 @@ class Position:
     """Where a partition stood after its last transaction.
 
     ``inputs`` maps a topic to (from, to, delivered) of that transaction; ``out``, ``dlq`` and ``dropped`` are counts of
-    the whole transaction, ``watermark_us`` the highest event time so far.
+    the whole transaction, ``watermark_us`` the highest event time so far. ``partition`` says whose it is (None: it was
+    written before positions said so). ``rebuilding``: `errata state rebuild` has begun to write and not ended.
     """
 
     inputs: Mapping[str, Taken]
@@ -42,11 +44,13 @@ class Position:
     config_hash: str = ""
     watermark_us: int | None = None
     digest: int = 0
+    partition: int | None = None
+    rebuilding: bool = False
 
     def to_value(self) -> bytes:
         inputs = {t: {"from": x.start, "to": x.end, "delivered": x.delivered} for t, x in self.inputs.items()}
         return pack_json(
-            _POSITION_SCHEMA,
+            _POSITION.version,
             {
                 "in": inputs,
                 "out": self.out,
@@ -55,12 +59,14 @@ class Position:
                 "cfg": self.config_hash,
                 "wm": self.watermark_us,
                 "dig": f"{self.digest:032x}",
+                **({} if self.partition is None else {"part": self.partition}),
+                **({"rebuilding": True} if self.rebuilding else {}),
             },
         )
 
     @classmethod
     def from_value(cls, value: bytes) -> "Position":
-        _, found = unpack_json(value)
+        found = _POSITION.read(*unpack_json(value))
         return cls(
             inputs={topic: Taken(x["from"], x["to"], x["delivered"]) for topic, x in found["in"].items()},
             out=found["out"],
@@ -69,6 +75,8 @@ class Position:
             config_hash=found["cfg"],
             watermark_us=found["wm"],
             digest=int(found["dig"], 16),
+            partition=found.get("part"),
+            rebuilding=found.get("rebuilding", False),
         )
 
 
@@ -104,7 +112,7 @@ class PartitionLog:
                 digest ^= self._hashes.get(wire_key, 0) ^ (fresh or 0)
                 hashes[wire_key] = fresh
                 outgoing.append(Outgoing(topic, wire_key, wire_value, partition=self._partition))
-        position = replace(position, digest=digest)
+        position = replace(position, digest=digest, partition=self._partition)
         self._pending = (hashes, parts, digest, position)
         return [*outgoing, Outgoing(topic, POSITION_KEY, position.to_value(), partition=self._partition)]
 
@@ -127,17 +135,22 @@ class PartitionLog:
 def read_records(transport: Transport, topic: str, partition: int) -> tuple[dict[bytes, bytes], Position | None]:
     """The newest record of each key, tombstones and the position record taken out; the position beside them."""
     records: dict[bytes, bytes] = {}
-    for record in transport.read_from((topic, partition)):
-        key = record.key or b""
-        if record.value is None:
-            records.pop(key, None)
-        else:
-            records[key] = record.value
+    try:
+        for record in transport.read_from((topic, partition)):
+            key = record.key or b""
+            if record.value is None:
+                records.pop(key, None)
+            else:
+                records[key] = record.value
+    except HangingTransaction as error:
+        raise StateDamaged(str(error)) from error
     value = records.pop(POSITION_KEY, None)
     if value is None:
         return records, None
     try:
         return records, Position.from_value(value)
+    except StateDamaged as error:
+        raise located(error, topic, partition) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(topic, partition, "position", "its position record cannot be read") from error
 
@@ -161,7 +174,22 @@ def read_state(transport: Transport, topic: str, partition: int) -> tuple[dict[b
 
 
 def check_digest(topic: str, partition: int, records: Mapping[bytes, bytes], position: Position | None) -> None:
-    """Raise ``StateDamaged`` (``digest``) unless the records are exactly those the position record was written with."""
+    """Raise ``StateDamaged`` unless the records are exactly those the position record was written with.
+
+    Reasons: ``position_missing``, ``rebuild_unfinished``, ``wrong_partition``, ``foreign_key`` (of nobody that writes
+    changelogs), else ``digest``.
+    """
+    if position is None and records:
+        raise _damaged(topic, partition, "position_missing", "it has records, and no position record")
+    if position is not None and position.rebuilding:
+        raise StateDamaged(
+            f"rebuild_unfinished: {topic} partition {partition}: errata state rebuild was ended before its last"
+            " transaction; run it again"
+        )
+    if position is not None and position.partition not in (None, partition):
+        raise _damaged(topic, partition, "wrong_partition", f"its records are those of partition {position.partition}")
+    if any(key != TABLE_KEY and key[:1] not in (_STATE, _PART) for key in records):
+        raise _damaged(topic, partition, "foreign_key", "it holds a record that no stage wrote")
     wanted = position.digest if position else 0
     if _xor(_hash(key, value) for key, value in records.items()) != wanted:
         raise _damaged(topic, partition, "digest", "its records are not those that were committed together")
@@ -175,11 +203,13 @@ def check_position(
     *,
     inputs: Sequence[str],
     config_hash: str = "",
+    migrates: Container[str] = (),
 ) -> None:
     """Compare where the state stood with what the group has committed, for each input topic.
 
     Raises ``StateDamaged`` with reason ``state_behind`` (the changelog lacks a transaction), ``state_ahead`` (the group
-    was rewound) or ``config`` (the state was made by detectors of another configuration). Nothing on either side is a
+    was rewound) or ``config`` (the state was made by detectors of another configuration, and not of one among
+    ``migrates``, which this one goes on from). Nothing on either side is a
     fresh start: ``committed`` is without offsets that a group was only given to begin at, wherever its log begins.
     """
     for name in inputs:
@@ -191,7 +221,8 @@ def check_position(
             raise _damaged(topic, partition, "state_behind", f"{name} is committed to {group_at}, the state to {at}")
         if at > group_at:
             raise _damaged(topic, partition, "state_ahead", f"{name} is committed to {group_at}, the state to {at}")
-    if position and config_hash and position.config_hash and position.config_hash != config_hash:
+    made_by = position.config_hash if position else ""
+    if config_hash and made_by and made_by != config_hash and made_by not in migrates:
         raise _damaged(topic, partition, "config", "its state was made under another configuration")
 
 
@@ -200,8 +231,18 @@ def config_hash(config: object) -> str:
     return sha256(canonical(config)).hexdigest()
 
 
+def located(error: StateDamaged, topic: str, partition: int) -> StateDamaged:
+    """The same, saying where: whoever found it knows its reason, and not the place."""
+    _, _, what = str(error).partition(": ")
+    return StateDamaged(f"{error.reason}: {topic} partition {partition}: {what}")
+
+
+def unreadable(topic: str, partition: int) -> StateDamaged:
+    return _damaged(topic, partition, "unreadable", "a record is not what this stage writes")
+
+
 def _damaged(topic: str, partition: int, reason: str, what: str) -> StateDamaged:
-    remedy = "restore a backup or start with an empty data folder"
+    remedy = "stop the stage and run errata state rebuild, or restore a backup"
     return StateDamaged(f"{reason}: {topic} partition {partition}: {what}; {remedy}")
 
 

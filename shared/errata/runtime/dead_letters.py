@@ -4,7 +4,6 @@ On the wire the reason stands in headers ``errata.dlq.*``, so that it can be rea
 payload under the key of the data folder: it may hold what no contract has redacted.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from types import TracebackType
@@ -13,18 +12,24 @@ from uuid import UUID, uuid5
 from errata.contracts import DeadLetter
 from errata.contracts.strict import instant, instant_us, rfc3339
 from errata.contracts.topics import dead_letter_topic
+from errata.domain.dead_letters import REPLAY_OF, Kept, hops_of
 from errata.errors import Refused, RefusedDecode
-from errata.ports import Cipher, DeadInput, Outgoing, Record
+from errata.ports import Cipher, DeadInput, Headers, Outgoing, Record
 
 PREFIX = "errata.dlq."
 ORIGINAL_PREFIX = "orig."
 MAX_PAYLOAD_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 512
+MAX_KEY_BYTES = 64 * 1024
+MAX_HEADERS_BYTES = 256 * 1024
 
 _VERSION = b"1"
 _IDS = UUID("5f4b1b52-94d5-5c86-a1c3-7d1a1c2f2a10")
 _FRAMES = 5  # innermost frames of our code that tell one bug from another
-_REPLAY_OF, _HOPS, _TRACEPARENT = "replay_of", "hops", "traceparent"
+_TRACEPARENT = "traceparent"
+_LEFT_OUT = "left_out"  # what of key and headers was too long to be carried
+_MAX_LINK = 256  # characters of an id or trace that came in a header
+_FRAMING = 16  # bytes, at most, that a header takes beside its name and content
 
 
 class HandlerFailure(Refused):
@@ -65,6 +70,7 @@ def dead_letter_id(stage: str, topic: str, partition: int, offset: int) -> str:
 def dead_letter(stage: str, build: str, dead: DeadInput, cipher: Cipher | None) -> Outgoing:
     """The letter for an input, to the same partition and key. Without a cipher the payload is left out."""
     record, refusal = dead.record, dead.refusal
+    key, carried, left_out = _bounded(record)
     letter_id = dead_letter_id(stage, record.topic, record.partition, record.offset)
     at = rfc3339(instant(record.timestamp_us))
     original = dict(record.headers)
@@ -84,20 +90,22 @@ def dead_letter(stage: str, build: str, dead: DeadInput, cipher: Cipher | None) 
         "fingerprint": fingerprint(refusal),
         "attempts": "1",
         "first_failed": at,
-        "hops": _text(original.get(_HOPS, b"0")),
+        "hops": str(hops_of(record.headers)),
     }
-    for name in (_REPLAY_OF, _TRACEPARENT):
+    for name in (REPLAY_OF, _TRACEPARENT):
         if name in original:
-            fields[name] = _text(original[name])
+            fields[name] = _text(original[name])[:_MAX_LINK]
+    if left_out:
+        fields[_LEFT_OUT] = left_out
     value = record.value
     if value is not None:
         fields["bytes"] = str(len(value))
         fields["sha256"] = sha256(value).hexdigest()
     headers = [(PREFIX + "v", _VERSION)]
     headers += [(PREFIX + name, text.encode()) for name, text in fields.items()]
-    headers += [(ORIGINAL_PREFIX + name, content) for name, content in record.headers]
+    headers += [(ORIGINAL_PREFIX + name, content) for name, content in carried]
     sealed = None if cipher is None or value is None else cipher.seal(value[:MAX_PAYLOAD_BYTES], letter_id.encode())
-    return Outgoing(dead_letter_topic(stage), record.key, sealed, tuple(headers), record.partition)
+    return Outgoing(dead_letter_topic(stage), key, sealed, tuple(headers), record.partition)
 
 
 def read_dead_letter(record: Record, cipher: Cipher | None = None) -> DeadLetter:
@@ -123,10 +131,10 @@ def read_dead_letter(record: Record, cipher: Cipher | None = None) -> DeadLetter
             fingerprint=fields["fingerprint"],
             attempts=int(fields["attempts"]),
             first_failed=instant(instant_us(fields["first_failed"])),
-            replay_of=fields.get(_REPLAY_OF),
+            replay_of=fields.get(REPLAY_OF),
             hops=int(fields["hops"]),
             traceparent=fields.get(_TRACEPARENT),
-            payload=None if payload is None else _printable(payload.kept),
+            payload=None if payload is None else printable_payload(payload.kept),
         )
     except (KeyError, ValueError) as error:
         raise RefusedDecode("", "a dead letter lacks a header or has one that cannot be read") from error
@@ -147,13 +155,44 @@ def original_headers(record: Record) -> tuple[tuple[str, bytes], ...]:
     return tuple((name[start:], content) for name, content in record.headers if name.startswith(ORIGINAL_PREFIX))
 
 
+def kept_of(record: Record) -> Kept:
+    """What a letter has of its input, read without the key."""
+    fields = _fields(record)
+    total = int(fields.get("bytes", "-1"))
+    if total > MAX_PAYLOAD_BYTES or _LEFT_OUT in fields:
+        return "cut"
+    if total < 0:
+        return "null"
+    return "missing" if record.value is None else "whole"
+
+
 def fingerprint(refusal: Refused) -> str:
     """Equal for letters of one cause: class, error and place; not the value, not the message."""
     if isinstance(refusal, HandlerFailure):
-        parts: Iterable[str] = (refusal.refusal_class, refusal.error, *refusal.frames)
-    else:
-        parts = (refusal.refusal_class, type(refusal).__name__, _shape(refusal.path))
+        return _fingerprint(refusal.refusal_class, refusal.error, *refusal.frames)
+    return fingerprint_of(refusal.refusal_class, type(refusal).__name__, refusal.path)
+
+
+def fingerprint_of(refusal_class: str, error: str, path: str) -> str:
+    """As `fingerprint`, from what a letter says of a refusal that is no bug."""
+    return _fingerprint(refusal_class, error, _shape(path))
+
+
+def _fingerprint(*parts: str) -> str:
     return sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+
+def _bounded(record: Record) -> tuple[bytes | None, Headers, str]:
+    """Key and headers as a letter carries them, and which of them it had to leave out: it must fit into one record
+    however much came beside the payload."""
+    key, headers, left_out = record.key, record.headers, list[str]()
+    if key is not None and len(key) > MAX_KEY_BYTES:
+        key = None
+        left_out.append("key")
+    if sum(_FRAMING + len(name) + len(content) for name, content in headers) > MAX_HEADERS_BYTES:
+        headers = ()
+        left_out.append("headers")
+    return key, headers, " ".join(left_out)
 
 
 def _shape(path: str) -> str:
@@ -185,7 +224,8 @@ def _cut(message: str) -> str:
     return message.encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore")
 
 
-def _printable(content: bytes) -> str:
+def printable_payload(content: bytes) -> str:
+    """A payload as text; one that is none as ``hex:`` and its bytes."""
     try:
         text = content.decode()
     except UnicodeDecodeError:

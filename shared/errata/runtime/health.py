@@ -47,6 +47,16 @@ class Facts:
     draining: bool = False
     breakers: Mapping[str, Breaker] = field(default_factory=dict)
     last_error: str | None = None
+    poisoned: Mapping[TopicPartition, str] = field(default_factory=dict)  # places that are not read, and why
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The facts with the next offset of each partition, and the partitions that rest until a dependency is back."""
+
+    facts: Facts
+    positions: Mapping[TopicPartition, int] = field(default_factory=dict)
+    paused: frozenset[TopicPartition] = frozenset()
 
 
 def not_live(facts: Facts, now_s: float) -> list[str]:
@@ -78,6 +88,10 @@ def not_ready(facts: Facts) -> list[str]:
         _with_error(f"{name} is unavailable (breaker {breaker.state.replace('_', ' ')})", facts)
         for name, breaker in sorted(facts.breakers.items())
         if breaker.required and breaker.state != "closed"
+    ]
+    reasons += [
+        f"{topic} partition {number} is not read any more: {why} (breaker open; SIGUSR1 or a restart closes it)"
+        for (topic, number), why in sorted(facts.poisoned.items())
     ]
     return reasons
 
@@ -161,6 +175,12 @@ class Health:
         with self._lock:
             self._paused = partitions
 
+    def poisoned(self, places: Mapping[TopicPartition, str]) -> None:
+        """All assigned places that are not read because of too many dead letters, and why. They count as paused."""
+        with self._lock:
+            self._paused = self._paused - frozenset(self._facts.poisoned) | frozenset(places)
+            self._facts = replace(self._facts, poisoned=dict(places))
+
     def breaker(self, dependency: str, state: BreakerState, *, required: bool = True) -> None:
         with self._lock:
             breakers = {**self._facts.breakers, dependency: Breaker(state, required)}
@@ -185,6 +205,11 @@ class Health:
     def facts(self) -> Facts:
         with self._lock:
             return self._facts
+
+    @property
+    def standing(self) -> Standing:
+        with self._lock:
+            return Standing(self._facts, dict(self._positions), self._paused)
 
     @property
     def pages(self) -> dict[str, Page]:
@@ -218,6 +243,10 @@ class Health:
             "last_tick_age_s": round(self._clock() - facts.last_tick_s, 3),
             "waits_for": facts.waits_for or None,
             "partitions": partitions,
+            "stopped_partitions": [
+                {"topic": topic, "partition": number, "reason": why}
+                for (topic, number), why in sorted(facts.poisoned.items())
+            ],
             "breakers": {
                 name: {"state": one.state, "required": one.required} for name, one in sorted(facts.breakers.items())
             },

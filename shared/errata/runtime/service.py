@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from threading import Event
 from types import FrameType
 from typing import Protocol
@@ -35,17 +36,34 @@ def calm_collector() -> None:
     gc.set_threshold(COLLECTED_AFTER)
 
 
-def serve(loop: Loop, stopping: Event, on_tick: Callable[[], None] = lambda: None) -> None:
-    """Run until ``stopping`` is set: the batch at hand is finished, then the member leaves. Errors pass through."""
+def serve(
+    loop: Loop,
+    stopping: Event,
+    on_tick: Callable[[], None] = lambda: None,
+    watch: AbstractContextManager[object] | None = None,
+) -> None:
+    """Run until ``stopping`` is set: the batch at hand is finished, then the member leaves. Errors pass through.
+
+    ``watch`` is around the loop, and left before the member leaves."""
     try:
-        while not stopping.is_set():
-            on_tick()
-            loop.run_once(POLL_S)
+        with watch or nullcontext():
+            while not stopping.is_set():
+                on_tick()
+                loop.run_once(POLL_S)
     finally:
         # A client in C that hangs with the interpreter's lock in its hand is beyond any thread of ours.
         faulthandler.dump_traceback_later(CLOSE_TIMEOUT_S, exit=True)
         loop.close()
         faulthandler.cancel_dump_traceback_later()
+
+
+def read_again_on_signal(ask: Callable[[], None] = lambda: None) -> None:
+    """SIGUSR1 asks to read again what the breaker has stopped; for a process that has none it asks nothing."""
+
+    def again(number: int, frame: FrameType | None) -> None:
+        ask()
+
+    signal.signal(signal.SIGUSR1, again)
 
 
 def stop_on_signals(stopping: Event) -> None:

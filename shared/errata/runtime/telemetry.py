@@ -12,8 +12,9 @@ from itertools import product
 from typing import Literal, Protocol, get_args
 
 from errata.contracts import Receipt
-from errata.contracts.anomalies import Level, RootClass
-from errata.contracts.topics import LEDGER, STAGES, TOPICS, dead_letter_topic, state_topic
+from errata.contracts.anomalies import Level, RootClass, SeverityLevel
+from errata.contracts.topics import LEDGER, STAGES, TOPICS, TRENDS_SERVICE, dead_letter_topic, state_topic
+from errata.domain.ledger import FaultKind
 from errata.errors import Aborted, Fenced, RefusalClass, Unavailable
 from errata.ports import DeadInput, Outgoing
 
@@ -23,7 +24,10 @@ RebalanceKind = Literal["assigned", "revoked", "lost"]
 BreakerState = Literal["closed", "half_open", "open"]
 Dependency = Literal["kafka", "redis", "postgresql"]
 Store = Literal["redis", "postgresql", "sqlite", "memory"]
+GivenUp = Literal["bound", "ttl"]
+Mistimed = Literal["late", "clamped"]
 CacheResult = Literal["hit", "miss", "evicted"]
+Beat = Literal["tick", "heartbeat"]
 Kind = Literal["counter", "gauge", "histogram"]
 
 OTHER = "other"
@@ -31,6 +35,7 @@ MAX_MODELS = 200
 BREAKER_VALUES: Mapping[BreakerState, int] = {"closed": 0, "half_open": 1, "open": 2}
 
 _DETECTOR, _ENRICHER, _TAGGER, _WRITER = STAGES
+KEEPER = "keeper"  # a process of the chain that is no stage of it
 _OUR_FAULTS: frozenset[RefusalClass] = frozenset({"handler", "sink"})  # what came in was well formed
 
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -38,6 +43,7 @@ REFUSALS: tuple[str, ...] = get_args(RefusalClass)
 REJECTIONS = tuple(name for name in REFUSALS if name not in _OUR_FAULTS)
 LEVELS: tuple[str, ...] = get_args(Level)
 ROOT_CLASSES: tuple[str, ...] = get_args(RootClass)
+SEVERITIES: tuple[str, ...] = get_args(SeverityLevel)
 DETECTORS = (
     "contract_violation",
     "missing_values",
@@ -56,6 +62,7 @@ DEPENDENCIES: Mapping[str, tuple[str, ...]] = {
     _ENRICHER: ("kafka", "redis"),
     _TAGGER: ("kafka",),
     _WRITER: ("kafka", "postgresql"),
+    KEEPER: ("kafka", "postgresql"),
 }
 STORES: Mapping[str, tuple[str, ...]] = {_ENRICHER: ("redis", "memory"), _WRITER: ("postgresql", "sqlite")}
 
@@ -75,7 +82,7 @@ class Metric:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     by_stage: bool = True
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = (*STAGES, TRENDS_SERVICE)
 
     @property
     def all_labels(self) -> tuple[str, ...]:
@@ -84,6 +91,7 @@ class Metric:
 
 _KAFKA_STAGES = STAGES[:3]  # those whose results are records; the writer's are rows
 _STORE_STAGES = (_ENRICHER, _WRITER)
+_PROCESSES = (*STAGES, KEEPER)
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
@@ -92,13 +100,16 @@ METRICS: Mapping[str, Metric] = {
         Metric("errata_events_processed_total", "counter",
                "Records of committed batches by what became of them; their sum is what was consumed.", ("outcome",)),
         Metric("errata_events_produced_total", "counter", "Records written by committed transactions.", ("topic",),
-               stages=_KAFKA_STAGES),
+               stages=(*_KAFKA_STAGES, KEEPER)),
         Metric("errata_events_rejected_total", "counter",
                "Records refused for what they are; bugs and failing sinks are counted as dead letters only.",
                ("reason",)),
         Metric("errata_dead_letters_total", "counter", "Dead letters by their class.", ("reason",)),
         Metric("errata_events_rekeyed_total", "counter", "Records sent on to the partition of their model.",
                ("topic",)),
+        Metric("errata_events_mistimed_total", "counter",
+               "Late events, kept out of windows, and events ahead of their record time, taken at that.", ("reason",),
+               stages=(_DETECTOR,)),
         Metric("errata_event_processing_seconds", "histogram", "From reading a batch to the end of its step.",
                buckets=SECONDS),
         Metric("errata_event_age_seconds", "histogram",
@@ -109,7 +120,10 @@ METRICS: Mapping[str, Metric] = {
         Metric("errata_last_event_processed_timestamp_seconds", "gauge",
                "When the newest batch was committed; 0 before the first."),
         Metric("errata_heartbeat_timestamp_seconds", "gauge",
-               "Event time of the newest heartbeat event seen; 0 before the first."),
+               "When the newest heartbeat was written that this stage has committed; 0 before the first."),
+        Metric("errata_heartbeat_delay_seconds", "histogram",
+               "From the writing of a heartbeat to its commit in the catalogue.", buckets=LONG_SECONDS,
+               stages=(_WRITER,)),
         Metric("errata_consumer_lag_records", "gauge", "Offsets between the position and the end, of what is assigned.",
                ("topic",)),
         Metric("errata_inflight_events", "gauge", "Records of the batch in hand."),
@@ -117,19 +131,37 @@ METRICS: Mapping[str, Metric] = {
         Metric("errata_rebalances_total", "counter", "Times that partitions came or went.", ("kind",)),
         Metric("errata_assigned_partitions", "gauge", "Partitions of the input that this process has."),
         Metric("errata_paused_partitions", "gauge", "Partitions that wait for a dependency."),
-        Metric("errata_breaker_state", "gauge", "0 closed, 1 half open, 2 open.", ("dependency",)),
+        Metric("errata_stalled_partitions", "gauge",
+               "Partitions that stand still with records before them; all while the loop does not turn."),
+        Metric("errata_breaker_state", "gauge", "0 closed, 1 half open, 2 open.", ("dependency",), stages=_PROCESSES),
+        Metric("errata_breaker_open", "gauge", "Partitions that are not read because of too many dead letters.",
+               ("topic",)),
         Metric("errata_state_changelog_bytes_total", "counter", "Bytes of keys and values written as state.",
                stages=_KAFKA_STAGES),
         Metric("errata_state_restore_seconds", "histogram", "Time to restore the state of one partition.",
                buckets=LONG_SECONDS, stages=_KAFKA_STAGES),
+        Metric("errata_state_bytes", "gauge",
+               "State of the partition that has most, as it counts against the limit.", stages=(_DETECTOR,)),
+        Metric("errata_state_limit_bytes", "gauge", "What the state of a partition may have.", stages=(_DETECTOR,)),
+        Metric("errata_state_evicted_total", "counter",
+               "Models whose state was given up: over the limit, or without an event for 14 days.", ("reason",),
+               stages=(_DETECTOR,)),
         Metric("errata_store_errors_total", "counter", "Failed calls to a store.", ("store",), stages=_STORE_STAGES),
+        Metric("errata_enrichments_partial_total", "counter",
+               "Anomalies that went on without context or rows that were not to be had.", stages=(_ENRICHER,)),
+        Metric("errata_enrichments_filled_total", "counter",
+               "Of those, that were put out once more, whole; a newer message of the case may come first.",
+               stages=(_ENRICHER,)),
+        Metric("errata_enrichments_open", "gauge", "Cases that lack context or rows that may still come.",
+               stages=(_ENRICHER,)),
         Metric("errata_cache_operations_total", "counter", "Look-ups of the local context cache.", ("result",),
                stages=(_ENRICHER,)),
         Metric("errata_catalog_write_seconds", "histogram", "Time of one transaction of the catalogue.", ("store",),
                SECONDS, stages=(_WRITER,)),
-        Metric("errata_build_info", "gauge", "Always 1; what runs is in the labels.", ("version", "revision")),
+        Metric("errata_build_info", "gauge", "Always 1; what runs is in the labels.", ("version", "revision"),
+               stages=(*_PROCESSES, TRENDS_SERVICE)),
         Metric("errata_config_info", "gauge", "Always 1; a hash of the configuration is in the label.",
-               ("config_hash",)),
+               ("config_hash",), stages=(*_PROCESSES, TRENDS_SERVICE)),
         Metric("errata_detections_total", "counter", "Findings before they become episodes.",
                ("model", "detector", "level"), by_stage=False, stages=(_DETECTOR,)),
         Metric("errata_cases_opened_total", "counter", "Cases opened.", ("model", "root_class"), by_stage=False,
@@ -138,6 +170,27 @@ METRICS: Mapping[str, Metric] = {
                stages=(_WRITER,)),
         Metric("errata_case_dedup_total", "counter", "Records that changed nothing: their case was known as such.",
                by_stage=False, stages=(_WRITER,)),
+        Metric("errata_trend_cases_opened_total", "counter", "Cases opened that were counted into windows.",
+               ("model", "severity"), by_stage=False, stages=(TRENDS_SERVICE,)),
+        Metric("errata_trend_findings_total", "counter", "Findings that were counted into windows.",
+               ("model", "detector"), by_stage=False, stages=(TRENDS_SERVICE,)),
+        Metric("errata_keeper_leader", "gauge", "1 while this keeper leads, 0 while it waits.", stages=(KEEPER,)),
+        Metric("errata_keeper_written_timestamp_seconds", "gauge",
+               "When the newest tick and heartbeat were written; 0 before the first.", ("kind",), stages=(KEEPER,)),
+        Metric("errata_ledger_audited_timestamp_seconds", "gauge",
+               "When the ledger was last audited to its end; 0 before the first time.", stages=(KEEPER,)),
+        Metric("errata_ledger_receipts_total", "counter", "Receipts audited.", ("stage",), by_stage=False,
+               stages=(KEEPER,)),
+        *(Metric(name, "counter", f"{meaning}, of all receipts that are kept.", ("stage", "topic"), by_stage=False,
+                 stages=(KEEPER,)) for name, meaning in (
+            ("errata_ledger_gaps_total", "Offsets that no receipt accounts for: something was lost"),
+            ("errata_ledger_overlaps_total", "Offsets with two receipts: something was done twice"),
+            ("errata_ledger_dispositions_total", "Receipts that account for more than they took in"),
+            ("errata_ledger_imbalance_total", "Times that what a stage put out was not what the next one took in"),
+        )),
+        Metric("errata_ledger_fault_timestamp_seconds", "gauge",
+               "Record time of the newest receipt that is at fault; 0: none.", ("kind", "stage", "topic"),
+               by_stage=False, stages=(KEEPER,)),
     )
 }  # fmt: skip
 
@@ -157,6 +210,10 @@ def label_values(metric: str, label: str, stage: str) -> tuple[str, ...] | None:
 
     Those are ``model``, of which the first `MAX_MODELS` are told apart, and the labels of the two info metrics.
     """
+    if metric.startswith(_LEDGER_METRICS):
+        return _LEDGER_LABELS[label]
+    if metric == "errata_keeper_written_timestamp_seconds":
+        return get_args(Beat)
     if label == "topic":
         return produced_topics(stage) if metric == "errata_events_produced_total" else consumed_topics(stage)
     closed: Mapping[str, tuple[str, ...]] = {
@@ -168,16 +225,31 @@ def label_values(metric: str, label: str, stage: str) -> tuple[str, ...] | None:
         "detector": DETECTORS,
         "level": LEVELS,
         "root_class": ROOT_CLASSES,
+        "severity": SEVERITIES,
     }
     if label == "reason":
         return _REASONS[metric]
     return closed.get(label)
 
 
+_LEDGER_METRICS = "errata_ledger_"
+_LEDGER_LABELS: Mapping[str, tuple[str, ...]] = {
+    "kind": get_args(FaultKind),
+    "stage": _KAFKA_STAGES,
+    "topic": tuple(sorted({topic for stage in _KAFKA_STAGES for topic in consumed_topics(stage)})),
+}
+_FAULTS: Mapping[FaultKind, str] = {
+    "gap": "errata_ledger_gaps_total",
+    "overlap": "errata_ledger_overlaps_total",
+    "disposition": "errata_ledger_dispositions_total",
+    "imbalance": "errata_ledger_imbalance_total",
+}
 _REASONS: Mapping[str, tuple[str, ...]] = {
     "errata_events_rejected_total": REJECTIONS,
     "errata_dead_letters_total": REFUSALS,
     "errata_transactions_aborted_total": get_args(AbortReason),
+    "errata_state_evicted_total": get_args(GivenUp),
+    "errata_events_mistimed_total": get_args(Mistimed),
 }
 
 
@@ -284,24 +356,41 @@ class Telemetry(Protocol):
 
     def rekeyed(self, topic: str, records: int) -> None: ...
 
+    def mistimed(self, events_by_reason: Mapping[Mistimed, int]) -> None:
+        """Events whose time asked for a rule of its own; they are judged and counted."""
+
     def rebalanced(self, kind: RebalanceKind, partitions: int) -> None:
         """Partitions came or went; ``partitions`` is how many of the input there are now."""
 
     def paused(self, partitions: int) -> None: ...
+
+    def stalled(self, partitions: int) -> None: ...
 
     def lag(self, records_by_topic: Mapping[str, int]) -> None:
         """The lag of all assigned partitions; a topic that is not named has none."""
 
     def breaker(self, dependency: Dependency, state: BreakerState) -> None: ...
 
+    def poisoned(self, partitions_by_topic: Mapping[str, int]) -> None:
+        """All assigned partitions that are not read because of too many dead letters; a topic not named has none."""
+
     def heartbeat(self, event_time_s: float) -> None:
-        """A heartbeat event came by; older ones than the newest change nothing."""
+        """A heartbeat that was written then is committed; one that is older than the newest does not turn it back."""
+
+    def evicted(self, slots_by_reason: Mapping[GivenUp, int]) -> None:
+        """Slots were given up, by why."""
+
+    def state_held(self, held_bytes: int, limit_bytes: int) -> None:
+        """The state of the partition that has most, and what one may have."""
 
     def restored(self, seconds: float) -> None: ...
 
     def store_failed(self, store: Store) -> None: ...
 
     def cached(self, result: CacheResult, lookups: int) -> None: ...
+
+    def enriched(self, partial: int, filled: int, lacking: int) -> None:
+        """So many more went on without context, so many more were filled in, and so many are to be filled in now."""
 
     def catalogue_written(self, store: Store, seconds: float) -> None: ...
 
@@ -317,6 +406,9 @@ class Telemetry(Protocol):
     def cases_open(self, by_root_class: Mapping[str, int]) -> None:
         """All open cases; a class that is not named has none."""
 
+    def trends(self, cases: Mapping[tuple[str, str], int], findings: Mapping[tuple[str, str], int]) -> None:
+        """What was counted into windows: cases opened by (model, severity), findings by (model, detector)."""
+
     def deduplicated(self, records: int) -> None: ...
 
 
@@ -331,21 +423,33 @@ class NoTelemetry:
 
     def rekeyed(self, topic: str, records: int) -> None: ...
 
+    def mistimed(self, events_by_reason: Mapping[Mistimed, int]) -> None: ...
+
     def rebalanced(self, kind: RebalanceKind, partitions: int) -> None: ...
 
     def paused(self, partitions: int) -> None: ...
+
+    def stalled(self, partitions: int) -> None: ...
 
     def lag(self, records_by_topic: Mapping[str, int]) -> None: ...
 
     def breaker(self, dependency: Dependency, state: BreakerState) -> None: ...
 
+    def poisoned(self, partitions_by_topic: Mapping[str, int]) -> None: ...
+
     def heartbeat(self, event_time_s: float) -> None: ...
+
+    def evicted(self, slots_by_reason: Mapping[GivenUp, int]) -> None: ...
+
+    def state_held(self, held_bytes: int, limit_bytes: int) -> None: ...
 
     def restored(self, seconds: float) -> None: ...
 
     def store_failed(self, store: Store) -> None: ...
 
     def cached(self, result: CacheResult, lookups: int) -> None: ...
+
+    def enriched(self, partial: int, filled: int, lacking: int) -> None: ...
 
     def catalogue_written(self, store: Store, seconds: float) -> None: ...
 
@@ -356,6 +460,8 @@ class NoTelemetry:
     def cases_opened(self, cases: Mapping[tuple[str, str], int]) -> None: ...
 
     def cases_open(self, by_root_class: Mapping[str, int]) -> None: ...
+
+    def trends(self, cases: Mapping[tuple[str, str], int], findings: Mapping[tuple[str, str], int]) -> None: ...
 
     def deduplicated(self, records: int) -> None: ...
 
@@ -422,6 +528,11 @@ class StageTelemetry:
     def rekeyed(self, topic: str, records: int) -> None:
         self._to("errata_events_rekeyed_total", records, topic)
 
+    def mistimed(self, events_by_reason: Mapping[Mistimed, int]) -> None:
+        for reason, n in events_by_reason.items():
+            if n:
+                self._to("errata_events_mistimed_total", n, reason)
+
     def rebalanced(self, kind: RebalanceKind, partitions: int) -> None:
         self._to("errata_rebalances_total", 1, kind)
         self._to("errata_assigned_partitions", partitions)
@@ -429,15 +540,30 @@ class StageTelemetry:
     def paused(self, partitions: int) -> None:
         self._to("errata_paused_partitions", partitions)
 
+    def stalled(self, partitions: int) -> None:
+        self._to("errata_stalled_partitions", partitions)
+
     def lag(self, records_by_topic: Mapping[str, int]) -> None:
         self._set_all("errata_consumer_lag_records", "topic", records_by_topic)
 
     def breaker(self, dependency: Dependency, state: BreakerState) -> None:
         self._to("errata_breaker_state", BREAKER_VALUES[state], dependency)
 
+    def poisoned(self, partitions_by_topic: Mapping[str, int]) -> None:
+        self._set_all("errata_breaker_open", "topic", partitions_by_topic)
+
     def heartbeat(self, event_time_s: float) -> None:
         self._newest_heartbeat_s = max(event_time_s, self._newest_heartbeat_s)
         self._to("errata_heartbeat_timestamp_seconds", self._newest_heartbeat_s)
+        self._to("errata_heartbeat_delay_seconds", max(0.0, self._clock() - event_time_s))
+
+    def evicted(self, slots_by_reason: Mapping[GivenUp, int]) -> None:
+        for reason, n in slots_by_reason.items():
+            self._to("errata_state_evicted_total", n, reason)
+
+    def state_held(self, held_bytes: int, limit_bytes: int) -> None:
+        self._to("errata_state_bytes", held_bytes)
+        self._to("errata_state_limit_bytes", limit_bytes)
 
     def restored(self, seconds: float) -> None:
         self._to("errata_state_restore_seconds", seconds)
@@ -447,6 +573,11 @@ class StageTelemetry:
 
     def cached(self, result: CacheResult, lookups: int) -> None:
         self._to("errata_cache_operations_total", lookups, result)
+
+    def enriched(self, partial: int, filled: int, lacking: int) -> None:
+        self._to("errata_enrichments_partial_total", partial)
+        self._to("errata_enrichments_filled_total", filled)
+        self._to("errata_enrichments_open", lacking)
 
     def catalogue_written(self, store: Store, seconds: float) -> None:
         self._to("errata_catalog_write_seconds", seconds, store)
@@ -465,6 +596,12 @@ class StageTelemetry:
 
     def cases_open(self, by_root_class: Mapping[str, int]) -> None:
         self._set_all("errata_cases_open", "root_class", by_root_class)
+
+    def trends(self, cases: Mapping[tuple[str, str], int], findings: Mapping[tuple[str, str], int]) -> None:
+        for (model, severity), n in cases.items():
+            self._to("errata_trend_cases_opened_total", n, self._model(model), severity)
+        for (model, detector), n in findings.items():
+            self._to("errata_trend_findings_total", n, self._model(model), detector)
 
     def deduplicated(self, records: int) -> None:
         self._to("errata_case_dedup_total", records)
@@ -532,11 +669,43 @@ class StageTelemetry:
         return self._instruments[key]
 
 
+class KeeperTelemetry(StageTelemetry):
+    """Telemetry of the keeper: who leads, what it writes, what the ledger says."""
+
+    def __init__(self, meter: Meter, *, version: str, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(meter, KEEPER, version=version, clock=clock)
+        self._newest_fault_s: dict[tuple[str, ...], float] = {}
+
+    def leads(self, leader: bool) -> None:
+        self._to("errata_keeper_leader", float(leader))
+
+    def beat(self, kind: Beat, topic: str, records: int, time_s: float) -> None:
+        """Ticks or heartbeats of this time were written, one into each partition."""
+        self._to("errata_events_produced_total", records, topic)
+        self._to("errata_keeper_written_timestamp_seconds", time_s, kind)
+
+    def audited(self, receipts_by_stage: Mapping[str, int]) -> None:
+        for stage, n in receipts_by_stage.items():
+            self._to("errata_ledger_receipts_total", n, stage)
+
+    def audited_to_the_end(self, time_s: float) -> None:
+        self._to("errata_ledger_audited_timestamp_seconds", time_s)
+
+    def fault(self, kind: FaultKind, stage: str, topic: str, time_s: float) -> None:
+        """One more fault in the ledger; ``time_s``: when it was written there."""
+        self._to(_FAULTS[kind], 1, stage, topic)
+        newest_s = max(time_s, self._newest_fault_s.get((kind, stage, topic), 0.0))
+        self._newest_fault_s[kind, stage, topic] = newest_s
+        self._to("errata_ledger_fault_timestamp_seconds", newest_s, kind, stage, topic)
+
+
 _INFOS = ("errata_build_info", "errata_config_info")
 _MAX_NAME = 200  # characters; a longer name of a model is no name
 _USUAL: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "errata_detections_total": tuple(product(DETECTORS, USUAL_LEVELS)),
     "errata_cases_opened_total": tuple((name,) for name in ROOT_CLASSES),
+    "errata_trend_cases_opened_total": tuple((name,) for name in SEVERITIES),
+    "errata_trend_findings_total": tuple((name,) for name in DETECTORS),
 }
 
 

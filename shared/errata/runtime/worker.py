@@ -7,10 +7,11 @@ together or not at all. No transaction spans a poll, a rebalance or a call to th
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from errata.contracts import Receipt
-from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, Refused, Unavailable
+from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, Refused, StateDamaged, Unavailable
 from errata.ports import (
     Cipher,
     DeadInput,
@@ -30,20 +31,25 @@ from errata.runtime.changelog import (
     check_digest,
     check_position,
     entries_of,
+    located,
     read_records,
+    unreadable,
 )
 from errata.runtime.crash_points import CrashPoints
 from errata.runtime.dead_letters import HandlerFailure, OversizeOutput, dead_letter
 from errata.runtime.health import Health
+from errata.runtime.poison import PoisonGuard
 from errata.runtime.receipts import Taken, receipt, receipt_record, taken_by_partition
 from errata.runtime.telemetry import NoTelemetry, RebalanceKind, Telemetry, abort_reason, batch_report
 
 DEFAULT_BATCH_SIZE = 5_000
 MAX_OUTPUT_BYTES = 1_000_000
 MAX_ABORTS_IN_A_ROW = 5
+REBUILD_S = 6 * 3_600.0  # a restore that makes the state anew reads a week of input
 BATCH_SIZE_AFTER_POISON = 64  # then doubled with each clean batch: where one record is bad, the next often is
 
 OnProgress = Callable[[Receipt], None]
+OnRewind = Callable[[int, Offsets], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +59,20 @@ class _Judged:
     records: Sequence[Record]
     result: StepResult
     poison: DeadInput | None = None
+    stops: bool = False  # whether places have too many dead letters, so that what lies behind was left out
 
     @property
     def dead(self) -> list[DeadInput]:
         """All dead letters in the order of the log."""
         every = [*self.result.dead, *([self.poison] if self.poison else [])]
         return sorted(every, key=lambda dead: (dead.record.topic, dead.record.partition, dead.record.offset))
+
+    def left_of(self, batch: Sequence[Record]) -> Sequence[Record]:
+        """What of the batch is not among these records: its end, and for a stopped place all behind its last record."""
+        if not self.stops:
+            return batch[len(self.records) :]
+        last = {(record.topic, record.partition): record.offset for record in self.records}
+        return [record for record in batch if record.offset > last.get((record.topic, record.partition), -1)]
 
 
 class Worker:
@@ -82,11 +96,14 @@ class Worker:
         crash: CrashPoints | None = None,
         config_hash: str = "",
         on_progress: OnProgress | None = None,
+        on_rewind: OnRewind | None = None,
         telemetry: Telemetry | None = None,
         health: Health | None = None,
         clock: Callable[[], float] = time.monotonic,
+        guard: PoisonGuard | None = None,
     ) -> None:
-        """``clock`` gives seconds that never go back; it measures, nothing depends on it."""
+        """``clock`` gives seconds that never go back; it measures, and nothing but ``guard`` depends on it. That is the
+        breaker: without one every record is read, however many dead letters that makes."""
         self._stage = stage
         self._transport = transport
         self._instance = instance
@@ -97,10 +114,13 @@ class Worker:
         self._crash = crash or CrashPoints.off()
         self._config_hash = config_hash
         self._on_progress = on_progress
+        self._on_rewind = on_rewind
         self._telemetry: Telemetry = telemetry or NoTelemetry()
         self._health = health or Health(stage=stage.name, instance=instance, build=build, config_hash=config_hash)
         self._clock = clock
+        self._guard = guard
         self._state_topic: str | None = getattr(stage, "state_topic", None)
+        self._due: Callable[[], bool] = getattr(stage, "due", lambda: False)
         self._inputs = (stage.input, *stage.side_inputs)
         self._next: Offsets = {}
         self._logs: dict[int, PartitionLog] = {}
@@ -120,8 +140,11 @@ class Worker:
     def run_once(self, timeout_s: float = 0.0) -> int:
         """Take what is there, at most one batch, through one transaction; the number of records taken.
 
-        A void transaction is tried again from the batch's start; the fifth in a row raises ``Unavailable``.
+        A void transaction is tried again from the batch's start; the fifth in a row raises ``Unavailable``. What a
+        stage has to do by itself (see `errata.ports.Stage`) comes first, in a transaction of its own.
         """
+        self._heed_guard()
+        self._own_work()
         for _ in range(MAX_ABORTS_IN_A_ROW):
             batch = self._consumer.poll(self._batch_limit, timeout_s)
             if not batch:
@@ -130,11 +153,22 @@ class Worker:
             try:
                 return self._process(batch)
             except Exception as error:
-                self._health.failed(error)
-                self._telemetry.aborted(abort_reason(error))
-                if not isinstance(error, Aborted):
-                    raise
+                self._void(error)
         raise Unavailable(f"{self._stage.name}: {MAX_ABORTS_IN_A_ROW} transactions in a row were void; start it again")
+
+    def _own_work(self) -> None:
+        if self._due():
+            try:
+                self._process([])
+            except Exception as error:
+                self._void(error)
+
+    def _void(self, error: Exception) -> None:
+        """Tell of a transaction that was taken back. Raises the error unless it can be tried again at once."""
+        self._health.failed(error)
+        self._telemetry.aborted(abort_reason(error))
+        if not isinstance(error, Aborted):
+            raise error
 
     def close(self) -> None:
         """Leave the group and drop the state. What was read and not committed is read again by the next member."""
@@ -152,7 +186,7 @@ class Worker:
         """
         began_s = self._clock()
         try:
-            judged = self._judge(batch)
+            judged = self._stopping(self._judge(batch))
             self._crash.at(self._stage.name, crash_points.AFTER_STEP)
             stepped_s = self._clock()
             message, written = self._transact(judged)
@@ -167,11 +201,12 @@ class Worker:
         self._stage.commit()
         for log in self._logs.values():
             log.commit()
-        self._seek_back(batch[len(judged.records) :])
+        self._seek_back(judged.left_of(batch))
         self._batch_limit = min(BATCH_SIZE_AFTER_POISON if judged.poison else 2 * self._batch_limit, self._batch_size)
         self._report(judged, message, written, began_s, stepped_s)
         if self._on_progress is not None:
             self._on_progress(message)
+        self._guarded(judged, message)
         return len(judged.records)
 
     def _report(
@@ -180,6 +215,8 @@ class Worker:
         self._health.committed(self._next, message)
         for topic, n in Counter(record.topic for record in judged.result.rekeyed).items():
             self._telemetry.rekeyed(topic, n)
+        if judged.result.newest_heartbeat_us is not None:
+            self._telemetry.heartbeat(judged.result.newest_heartbeat_us / 1_000_000)
         report = batch_report(
             message,
             written=written,
@@ -200,6 +237,8 @@ class Worker:
         outcome = self._try_step(batch)
         if isinstance(outcome, StepResult):
             return _Judged(batch, outcome)
+        if not batch:  # no record is at fault
+            raise outcome
         self._stage.rollback()
         passes, why = self._find_poison(batch, outcome)
         result = self._try_step(batch[:passes]) if passes else StepResult()
@@ -237,6 +276,47 @@ class Worker:
             return OversizeOutput("", f"an output of this input is larger than {MAX_OUTPUT_BYTES:,} bytes")
         return result
 
+    # The breaker.
+
+    def _stopping(self, judged: _Judged) -> _Judged:
+        """The batch without what lies behind the dead letter that is one too many of its place."""
+        if self._guard is None:
+            return judged
+        last = self._guard.look(judged.records, judged.dead)
+        if not last:
+            return judged
+        kept = [one for one in judged.records if one.offset <= last.get((one.topic, one.partition), one.offset)]
+        if len(kept) < len(judged.records):
+            self._stage.rollback()
+            judged = self._judge(kept)
+            self._guard.look(judged.records, judged.dead)
+        return replace(judged, stops=True)
+
+    def _guarded(self, judged: _Judged, message: Receipt) -> None:
+        """The batch is committed: stop what has too many dead letters."""
+        if self._guard is None:
+            return
+        delivered = {(part.topic, part.partition): part.delivered for part in message.inputs}
+        if self._guard.committed(delivered, judged.dead, self._clock()):
+            self._stop()
+
+    def _stop(self) -> None:
+        """Have the places that are to stand still do so; also after an assignment, which knows nothing of them."""
+        if self._guard is not None:
+            assigned = self._consumer.assignment()
+            self._consumer.pause(self._guard.stopped & assigned)
+            self._guard.tell(assigned)
+
+    def _heed_guard(self) -> None:
+        """Stop for a bug that comes again and again; read what was stopped and that somebody has asked back."""
+        if self._guard is None:
+            return
+        self._guard.check()
+        if places := self._guard.back():
+            assigned = self._consumer.assignment()
+            self._consumer.resume(places & assigned)
+            self._guard.tell(assigned)
+
     # The transaction.
 
     def _transact(self, judged: _Judged) -> tuple[Receipt, list[Outgoing]]:
@@ -254,8 +334,9 @@ class Worker:
             max_event_time_us=result.max_event_time_us,
         )
         letters = [dead_letter(self._stage.name, self._build, one, self._cipher) for one in dead]
-        bookkeeping = [*self._changelog_records(result, taken, message), receipt_record(message)]
-        offsets: Offsets = {place: part.end for place, part in taken.items()}
+        bookkeeping = [*self._changelog_records(result, taken, message), *result.notes, receipt_record(message)]
+        # Without records the offsets stay where they are: the group then refuses a member that it has replaced.
+        offsets: Offsets = {place: part.end for place, part in taken.items()} or self.positions
         results = [*result.outputs, *letters, *result.rekeyed]
         self._producer.begin()
         try:
@@ -328,21 +409,50 @@ class Worker:
         with self._health.restoring(len(numbers)):
             for number in numbers:
                 began_s = self._clock()
-                self._stage.restore(number, self._restored(number, committed))
+                self._restore(number, committed)
                 self._telemetry.restored(self._clock() - began_s)
         self._next.update({place: self._consumer.position(place) for place in partitions} | committed)
         self._rebalanced("assigned", self._consumer.assignment())
+        self._stop()
 
-    def _restored(self, number: int, committed: Offsets) -> dict[bytes, bytes]:
+    def _restore(self, number: int, committed: Offsets) -> None:
         if self._state_topic is None:
-            return {}
-        records, position = read_records(self._transport, self._state_topic, number)
-        check_digest(self._state_topic, number, records, position)
-        check_position(
-            self._state_topic, number, position, committed, inputs=self._inputs, config_hash=self._config_hash
-        )
+            self._stage.restore(number, {})
+            return
+        entries = self._restored(self._state_topic, number, committed)
+        try:
+            self._stage.restore(number, entries)
+        except StateDamaged as error:
+            raise located(error, self._state_topic, number) from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise unreadable(self._state_topic, number) from error
+
+    def _restored(self, topic: str, number: int, committed: Offsets) -> dict[bytes, bytes]:
+        records, position = self._checked(topic, number, committed)
         self._logs[number] = PartitionLog(number, records, position)
         return entries_of(records)
+
+    def _checked(self, topic: str, number: int, committed: Offsets) -> tuple[dict[bytes, bytes], Position | None]:
+        """The records of a changelog that is whole and belongs to the group's offsets."""
+        records, position = read_records(self._transport, topic, number)
+        check_digest(topic, number, records, position)
+        check = partial(
+            check_position,
+            inputs=self._inputs,
+            config_hash=self._config_hash,
+            migrates=getattr(self._stage, "migrates", ()),
+        )
+        try:
+            check(topic, number, position, committed)
+        except StateDamaged as error:
+            if self._on_rewind is None or error.reason != "state_ahead":
+                raise
+            with self._health.waiting("rebuild", REBUILD_S):
+                self._on_rewind(number, committed)
+            records, position = read_records(self._transport, topic, number)
+            check_digest(topic, number, records, position)
+            check(topic, number, position, committed)
+        return records, position
 
     def _revoke(self, partitions: set[TopicPartition]) -> None:
         for place in partitions:
@@ -350,7 +460,11 @@ class Worker:
         for number in sorted({number for topic, number in partitions if topic == self._stage.input}):
             self._logs.pop(number, None)
             self._stage.revoke(number)
-        self._rebalanced("revoked", self._consumer.assignment() - partitions)  # they are held until this returns
+        held = self._consumer.assignment() - partitions  # they are held until this returns
+        self._rebalanced("revoked", held)
+        if self._guard is not None:
+            self._guard.revoked(partitions)
+            self._guard.tell(held)
 
     def _rebalanced(self, kind: RebalanceKind, assigned: set[TopicPartition]) -> None:
         self._telemetry.rebalanced(kind, sum(topic == self._stage.input for topic, _ in assigned))

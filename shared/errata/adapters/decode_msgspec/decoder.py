@@ -44,10 +44,12 @@ from errata.adapters.decode_msgspec.plans import (
 from errata.contracts.refusals import MAX_AHEAD_US, clock_refusal
 from errata.contracts.strict import MAX_BYTES
 from errata.contracts.topics import OUTCOMES, PREDICTIONS, model_key
+from errata.contracts.versions import refused_version
 from errata.domain.columns import (
     PURPOSES,
     STATUS_CODES,
     Batch,
+    Beat,
     Floats,
     Ints,
     Layout,
@@ -61,7 +63,7 @@ from errata.domain.hashing import id_hashes, seed_of
 from errata.domain.instants import instants_us
 from errata.domain.layouts import compile_layout
 from errata.errors import Refused, RefusedDecode
-from errata.ports import Record, columns_of
+from errata.ports import Headers, Record, columns_of
 
 CHUNK = 128  # rows of one model alive at once: what they hold stays in the cache
 PROBED = 64  # records of the first batch that show which fields events have
@@ -159,6 +161,7 @@ class _Pass:
         self._refused: list[Refusal] = []
         self._skipped: dict[str, list[int]] = {}
         self._ticks: list[Tick] = []
+        self._beats: list[Beat] = []
         self._misplaced: set[int] = set()
         self._predictions = _PredictionColumns(decoder, self._found)
         self._open: list[tuple[Plan, int, Any]] = []  # rows that came by the open way or the checks
@@ -180,20 +183,26 @@ class _Pass:
             plan.slot = -1
         self._refused.sort(key=lambda refusal: refusal.record)
         self._ticks.sort(key=lambda tick: tick.record)
+        self._beats.sort(key=lambda beat: beat.record)
         misplaced = sorted(self._misplaced.difference(refusal.record for refusal in self._refused))
-        return Batch(self._layouts, predictions, carried, self._ticks, self._refused, self._skipped, misplaced)
+        return Batch(
+            self._layouts, predictions, carried, self._ticks, self._refused, self._skipped, misplaced, self._beats
+        )
 
     def _by_key(self, outcomes: list[int]) -> Mapping[bytes | None, list[int]]:
         """Indices of predictions by the key of their records; what is no prediction is dealt with or noted."""
         by_key: dict[bytes | None, list[int]] = defaultdict(list)
         if not self._records:
             return by_key
-        topics, partitions, offsets, times_us, keys, values, _ = columns_of(self._records)
-        if topics.count(PREDICTIONS) == len(topics) and all(values):
+        topics, partitions, offsets, times_us, keys, values, headers = columns_of(self._records)
+        foreign = self._of_other_versions(topics, headers) if any(headers) else set()
+        if topics.count(PREDICTIONS) == len(topics) and all(values) and not foreign:
             for index, key in enumerate(keys):
                 by_key[key].append(index)
         else:
             for index, (topic, key, value) in enumerate(zip(topics, keys, values, strict=True)):
+                if index in foreign:
+                    continue
                 if topic == PREDICTIONS and value is not None:
                     by_key[key].append(index)
                 else:
@@ -201,6 +210,15 @@ class _Pass:
         self._values = values
         self._partitions, self._offsets, self._times_us = map(_whole_numbers, (partitions, offsets, times_us))
         return by_key
+
+    def _of_other_versions(self, topics: Sequence[str], headers: Sequence[Headers]) -> set[int]:
+        """Records whose header says a major that is not read here: refused, whatever they hold."""
+        found = set()
+        for index, (topic, stated) in enumerate(zip(topics, headers, strict=True)):
+            if stated and (refusal := refused_version(topic, stated)) is not None:
+                self._refuse(index, refusal)
+                found.add(index)
+        return found
 
     def _chunk(self, key: bytes | None, indices: list[int]) -> None:
         """Records of one key: decoded and made columns while what they hold is in the cache."""
@@ -309,18 +327,20 @@ class _Pass:
         document = read_prediction(raw)
         purpose = document.get("purpose", "live")
         if purpose not in _JUDGED:
-            self._unjudged(index, record, document["time"], purpose)
+            self._unjudged(index, record, document, purpose)
             return None
         return _row_of(document)
 
-    def _unjudged(self, index: int, record: Record, time: str, purpose: str) -> None:
-        at, _ = instants_us([time])
-        if int(at[0]) - record.timestamp_us > MAX_AHEAD_US:
+    def _unjudged(self, index: int, record: Record, document: Mapping[str, Any], purpose: str) -> None:
+        """A tick or a heartbeat."""
+        at, _ = instants_us([document["time"]])
+        time_us = int(at[0])
+        if time_us - record.timestamp_us > MAX_AHEAD_US:
             raise clock_refusal("/time")
         if purpose == "tick":
             self._ticks.append(Tick(index, record.partition, record.timestamp_us))
         else:
-            self._skip(purpose, index)
+            self._beats.append(Beat(index, record.partition, document["event_id"], time_us))
 
     def _timed(self) -> tuple[Ints, Ints, NDArray[np.bool_]]:
         """Event time and record time of the rows, and which rows stay; the others are refused here.

@@ -267,7 +267,7 @@ def refuse_truncated(fault: str, raw: bytes) -> None:
 
 def refuse_nameless(fault: str, raw: bytes) -> None:
     """Refuse an event in which a typed decoder misses its id, and nothing else: the first field there is to check."""
-    if fault == "Object missing required field `event_id`":
+    if fault == "Object missing required field `event_id`" and not has_hidden_faults(raw):
         with suppress(msgspec.DecodeError):  # more than one object: the typed decoder stopped before the second
             raise schema_refusal("/event_id", _decode(raw))
 

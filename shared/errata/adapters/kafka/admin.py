@@ -33,7 +33,18 @@ from errata.adapters.kafka.connection import (
     partition_counts,
 )
 from errata.adapters.kafka.failures import error_of
-from errata.contracts.topics import ANOMALIES, CHANGES, ENRICHED, OUTCOMES, PREDICTIONS, STAGES, TAGGED, TOPICS, Topic
+from errata.contracts.topics import (
+    ANOMALIES,
+    CHANGES,
+    ENRICHED,
+    OUTCOMES,
+    PREDICTIONS,
+    STAGES,
+    TAGGED,
+    TOPICS,
+    TRENDS_SERVICE,
+    Topic,
+)
 from errata.errors import ErrataError, Misconfigured, Unavailable
 from errata.ports import Offsets
 from errata.ports import TopicPartition as Place
@@ -44,6 +55,7 @@ GROUP_INPUTS: Mapping[str, Sequence[str]] = {
     _ENRICHER: (ANOMALIES, CHANGES),
     _TAGGER: (ENRICHED,),
     _WRITER: (TAGGED,),
+    f"errata.{TRENDS_SERVICE}": (TAGGED,),
 }
 """What each group reads with offsets of its own; topics that are read without a group have none."""
 

@@ -97,7 +97,8 @@ class Connection:
 
     def answered(self, client: AdminClient | Consumer | Producer, error: KafkaException, doing: str) -> ErrataError:
         """The error of a request: of one that nobody answered, why that may be."""
-        client.poll(0)  # serves the error callback, which knows the reason
+        with suppress(KafkaException):  # a fatal error of a producer comes out of every poll; `error` says it too
+            client.poll(0)  # serves the error callback, which knows the reason
         reason = error_of(error)
         if reason.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
             return self.diagnosis.unreachable(doing, self.servers)

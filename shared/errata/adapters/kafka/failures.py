@@ -79,7 +79,7 @@ def error_of(exception: KafkaException) -> KafkaError:
 
 def failure(error: KafkaError, doing: str, *, instance: str = "") -> ErrataError:
     """The error of errata for one of librdkafka that nobody may go past."""
-    if error.txn_requires_abort():
+    if error.txn_requires_abort() and error.code() not in REFUSED:
         return Aborted(f"{doing}: the transaction is void ({_reason(error)})")
     if error.code() in FENCED or _says_fenced(error):
         return Fenced(

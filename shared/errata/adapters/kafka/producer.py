@@ -1,6 +1,7 @@
 """A transactional producer. Once the end of a transaction is in doubt it is of no more use: the process starts anew."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import cast
 
@@ -11,7 +12,7 @@ from errata.adapters.kafka.config import transaction_timeout_ms
 from errata.adapters.kafka.connection import Connection, OfOneProcess, close_in_time
 from errata.adapters.kafka.consumer import KafkaConsumer
 from errata.adapters.kafka.failures import error_of, failure
-from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, RefusedOversize, Unavailable
+from errata.errors import ErrataError, Fenced, Misconfigured, RefusedOversize, Unavailable
 from errata.ports import Consumer, Offsets, Outgoing
 
 MAX_RECORD_BYTES = 1_000_000
@@ -48,12 +49,13 @@ class KafkaProducer(OfOneProcess):
             raise RuntimeError("a transaction is open already; commit or abort it first")
         if self._in_doubt:
             raise Unavailable(f"{self._id}: the end of its last transaction is in doubt; start the process again")
-        self._client.poll(0)
+        self._began_s = monotonic()
         try:
+            self._client.poll(0)  # raises what was fatal since the last transaction
             self._client.begin_transaction()
         except KafkaException as error:
             raise self._failure(error, "begin") from None
-        self._open, self._began_s, self._undelivered = True, monotonic(), None
+        self._open, self._undelivered = True, None
 
     def produce(self, record: Outgoing) -> None:
         self._check_open()
@@ -120,7 +122,8 @@ class KafkaProducer(OfOneProcess):
             except BufferError:  # more than librdkafka holds at once: wait for what is on its way
                 if monotonic() - self._began_s > self._transaction_timeout_s:
                     raise self._doubt(f"{self._id}: Kafka took nothing more until the transaction's time-out") from None
-                self._client.poll(FULL_QUEUE_POLL_S)
+                with suppress(KafkaException):  # what is fatal the next attempt says too
+                    self._client.poll(FULL_QUEUE_POLL_S)
             except KafkaException as error:
                 if error_of(error).fatal():
                     raise self._failure(error, f"write to {record.topic}") from None
@@ -147,7 +150,7 @@ class KafkaProducer(OfOneProcess):
         """The error of errata; all but an abortable one puts the transaction's end in doubt."""
         error = error_of(exception)
         found = failure(error, f"{self._id}: {doing}")
-        if isinstance(found, Aborted):
+        if error.txn_requires_abort():
             # The commit says only that records are missing; a right that is missing comes back with no retry.
             why = self._undelivered and failure(self._undelivered, f"{self._id}: write")
             return why if isinstance(why, Misconfigured) else found

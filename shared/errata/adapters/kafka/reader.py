@@ -18,7 +18,7 @@ from errata.adapters.kafka.connection import (
 )
 from errata.adapters.kafka.consumer import records_of
 from errata.adapters.kafka.failures import PASSING, failure
-from errata.errors import Unavailable
+from errata.errors import HangingTransaction, Unavailable
 from errata.ports import Record
 from errata.ports import TopicPartition as Place
 
@@ -166,7 +166,7 @@ class _Wait:
         if now_s - self._moved_s > self._hanging_s:
             if self._reached < 0:
                 raise self._connection.diagnosis.unreachable(f"reading {where}", self._connection.servers)
-            raise Unavailable(
+            raise HangingTransaction(
                 f"hanging_transaction: {where} stands at {self._reached}, its end is {self._target}, and the"
                 " transaction between them does not end; find its producer"
             )

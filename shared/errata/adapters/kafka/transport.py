@@ -10,11 +10,13 @@ from errata.adapters.kafka.connection import (
     Connection,
     OfOneProcess,
     OnStats,
+    earliest_offsets,
     latest_offsets,
     metadata,
     partition_counts,
 )
 from errata.adapters.kafka.consumer import KafkaConsumer, MissingOffsets
+from errata.adapters.kafka.groups import group_members, group_offsets
 from errata.adapters.kafka.producer import KafkaProducer
 from errata.adapters.kafka.reader import RESTORE_TIMEOUT_S, Readers
 from errata.errors import Misconfigured
@@ -120,6 +122,19 @@ class KafkaTransport:
             self._check_place(place)
         within_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
         return latest_offsets(self._connection, self._admin_client(), places, within_s)
+
+    def begin_offsets(self, partitions: Iterable[Place], *, timeout_s: float | None = None) -> Offsets:
+        places = list(partitions)
+        for place in places:
+            self._check_place(place)
+        within_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
+        return earliest_offsets(self._connection, self._admin_client(), places, within_s)
+
+    def group_members(self, group: str) -> list[str]:
+        return group_members(self._connection, self._admin_client(), group)
+
+    def group_offsets(self, group: str, partitions: Iterable[Place]) -> Offsets:
+        return group_offsets(self._connection, group, partitions)
 
     def close(self) -> None:
         """Close every client made here that is still open."""

@@ -34,6 +34,7 @@ from errata.domain.catalogue.cases import (
     search_text,
     short_id,
     shown_case,
+    supersedes,
     without_peoples_fields,
 )
 from errata.domain.catalogue.lifecycle import Move, Revision, folded, move_patch, patch_between, rejection_reason
@@ -294,7 +295,9 @@ class _Held:
 
     def take(self, tagged: TaggedCase) -> Revision | None:
         """The revision that ``tagged`` makes; None when it is not newer or says nothing new."""
-        if tagged.episode.seq <= self.seq:
+        partial = tagged.enrichment is not None
+        lacked = "enrichment" in (self.document or {})
+        if not supersedes(tagged.episode.seq, partial, self.seq, lacked):
             return None
         case = case_of(tagged, self.short_id, instant(self.opened_at_us), closed_at(tagged), self.rev + 1)
         said = case.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -305,9 +308,10 @@ class _Held:
         patch = patch_between(self.document or {}, document)
         if self.document is None:
             patch["status"] = case.status
+        filled_in = ", filled in" if tagged.episode.seq == self.seq else ""
         self.seq, self.rev, self.document, self.content_hash = tagged.episode.seq, case.rev, document, hash_
         self.case, self.said = case, said
-        reason = f"episode {tagged.episode.state}, seq {tagged.episode.seq}"
+        reason = f"episode {tagged.episode.state}, seq {tagged.episode.seq}{filled_in}"
         return Revision(self.case_id, self.rev, to_us(tagged.time), MACHINE, reason, hash_, patch)
 
     def tags(self) -> list[str]:
@@ -378,7 +382,7 @@ def _upsert_newer_seq(connection: Connection) -> Any:
     born = {"case_id", "short_id", "tenant", "status", "opened_at_us"}
     moved = {column.name: written.excluded[column.name] for column in failure_case.c if column.name not in born}
     return written.on_conflict_do_update(
-        index_elements=["case_id"], set_=moved, where=written.excluded.episode_seq > failure_case.c.episode_seq
+        index_elements=["case_id"], set_=moved, where=written.excluded.episode_seq >= failure_case.c.episode_seq
     )
 
 

@@ -37,6 +37,16 @@ def case_of(
     )
 
 
+def supersedes(seq: int, partial: bool, held_seq: int, held_partial: bool) -> bool:
+    """Whether a message of a case takes the place of what is held: the newer ``seq`` does, and of one ``seq`` the
+    message that lacks nothing takes the place of one that does. So the order they come in changes nothing.
+
+    >>> supersedes(2, True, 1, False), supersedes(1, False, 1, True), supersedes(1, True, 1, False)
+    (True, True, False)
+    """
+    return (seq, not partial) > (held_seq, not held_partial)
+
+
 def closed_at(tagged: TaggedCase) -> datetime | None:
     """When the episode closed: the record time of its closing seq, None while it is open."""
     return tagged.time if tagged.episode.state == "close" else None

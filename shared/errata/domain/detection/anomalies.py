@@ -37,6 +37,7 @@ def anomaly_of(slot: Slot, move: Move, versions: Mapping[str, str], config: str)
     profile = slot.profile
     window = spell["window"]
     evidence = dict(moved["evidence"]) | {"admitted_by": spell["admitted_by"]}
+    evidence |= {name: spell[name] for name in ("warm_up", "given_up") if name in spell}
     if spell["events"]:
         evidence["events"] = max(spell["events"], count)
     return Anomaly(

@@ -62,6 +62,25 @@ class Judged:
     late: int = 0
     clamped: int = 0
 
+    def add(self, later: "Judged") -> None:
+        """What the next part of the same batch came to."""
+        self.moves += later.moves
+        self.touched |= later.touched
+        for name, n in later.findings.items():
+            self.findings[name] = self.findings.get(name, 0) + n
+        self.late += later.late
+        self.clamped += later.clamped
+
+
+def clamped(time_us: Ints, record_time_us: Ints) -> Ints:
+    """Event times; those of a clock too far ahead are the record times.
+
+    >>> clamped(np.array([7, 7 + AHEAD_US + 1]), np.array([0, 7])).tolist()
+    [7, 7]
+    """
+    taken: Ints = np.where(time_us > record_time_us + AHEAD_US, record_time_us, time_us)
+    return taken
+
 
 class Engine:
     """Steps a state over batches. ``new_id(record, slot)`` derives the id of an episode from its opening record."""
@@ -110,12 +129,16 @@ class _Run:
         self.controls: dict[int, dict[int, Sequence[Row]]] = {}
         self.controls_before: dict[int, Sequence[Row]] = {}
         self.tick_time_us = 0
-        p = self.p
-        ahead = p.time_us > p.record_time_us + AHEAD_US
-        self.time_us = np.where(ahead, p.record_time_us, p.time_us)
-        self.out.clamped = int((ahead & keep).sum())
-        if self.out.clamped:
-            np.add.at(self.state.fixed[:, at.CLAMPED], slots[ahead & keep], 1)
+        p, o = self.p, self.o
+        self.time_us = clamped(p.time_us, p.record_time_us)
+        self.outcome_time_us = clamped(o.time_us, o.record_time_us)
+        for rows, of_rows, kept, taken_at_us in (
+            (p, slots, keep, self.time_us), (o, outcome_slots, keep_outcomes, self.outcome_time_us),
+        ):  # fmt: skip
+            ahead = (rows.time_us > taken_at_us) & kept
+            if ahead.any():
+                self.out.clamped += int(ahead.sum())
+                np.add.at(self.state.fixed[:, at.CLAMPED], of_rows[ahead], 1)
         self.late = np.zeros(len(p), np.bool_)
         self.profiles = self.state.tables.profiles
         self.slot_of_counter = self.state.tables.slot_of_counter
@@ -134,22 +157,33 @@ class _Run:
         self._segment(row, len(self.p), outcome, len(self.o))
 
     def _effective_ticks(self) -> Iterator[Tick]:
-        """Ticks that could close a window: others cost nothing."""
+        """Ticks that could close a window: others cost next to nothing, however many slots there are."""
         for tick in self.batch.ticks:
-            old = tick.record_time_us - WINDOW_AGE_US
-            for slot in self.state.slots:
-                if slot is None or slot.partition != tick.partition or slot.purpose == "backfill":
-                    continue
-                fixed = self.state.fixed[slot.index]
-                starts = fixed[[at.START_RECORD_US, at.OUT_START_RECORD_US]]
-                if bool(((starts >= 0) & (starts <= old)).any()) or self._older_row(tick, old):
-                    yield tick
-                    break
+            before = [
+                rows.record_time_us[(rows.partition == tick.partition) & (rows.record < tick.record)]
+                for rows in (self.p, self.o)
+            ]
+            fuller = any(map(len, before))  # by rows of this batch that are not counted yet
+            old_us = tick.record_time_us - WINDOW_AGE_US
+            if any(bool((times <= old_us).any()) for times in before) or any(self._due_slots(tick, fuller)):
+                yield tick
 
-    def _older_row(self, tick: Tick, old_us: int) -> bool:
-        here = (self.p.partition == tick.partition) & (self.p.record < tick.record)
-        there = (self.o.partition == tick.partition) & (self.o.record < tick.record)
-        return bool((self.p.record_time_us[here] <= old_us).any() or (self.o.record_time_us[there] <= old_us).any())
+    def _due_slots(self, tick: Tick, fuller: bool = False) -> Iterator[Slot]:
+        """Slots of the tick's partition with a window that it closes; ``fuller``: windows may hold more than is
+        counted."""
+        if not self.state.slots:
+            return
+        fixed = self.state.fixed[: len(self.state.slots)]
+        due = np.zeros(len(fixed), np.bool_)
+        for start, fill in ((at.START_RECORD_US, at.FILL), (at.OUT_START_RECORD_US, at.OUT_FILL)):
+            age = tick.record_time_us - fixed[:, start]
+            due |= (fixed[:, start] >= 0) & (age >= np.where(
+                fuller | (fixed[:, fill] >= WINDOW_MIN), WINDOW_AGE_US, UNJUDGED_AGE_US
+            ))  # fmt: skip
+        for index in np.flatnonzero(due).tolist():
+            slot = self.state.slots[index]
+            if slot is not None and slot.partition == tick.partition and slot.purpose != "backfill":
+                yield slot
 
     # -- predictions -------------------------------------------------------------------------------------------------
 
@@ -361,7 +395,7 @@ class _Run:
             starts=starts,
             record=record,
             record_time_us=np.concatenate([p.record_time_us[inline], o.record_time_us[carried]])[order],
-            time_us=np.concatenate([self.time_us[inline], o.time_us[carried]])[order],
+            time_us=np.concatenate([self.time_us[inline], self.outcome_time_us[carried]])[order],
             wrong=np.concatenate([p.wrong[inline], o.wrong[carried]])[order] == 1,
             window=place // WINDOW,
             id_hash=np.concatenate([p.id_hash[inline], o.id_hash[carried]])[order],
@@ -448,9 +482,7 @@ class _Run:
         self.tick_time_us = tick.record_time_us
         ended: list[Ended] = []
         unjudged: list[Ended] = []
-        for slot in self.state.slots:
-            if slot is None or slot.partition != tick.partition or slot.purpose == "backfill":
-                continue
+        for slot in list(self._due_slots(tick)):
             fixed = self.state.fixed[slot.index]
             age = tick.record_time_us - int(fixed[at.START_RECORD_US])
             end = Ended(slot.index, tick.record, tick.record_time_us, int(fixed[at.FILL]))

@@ -132,6 +132,7 @@ class SlotEpisodes:
 
     current: Spell | None = None
     closed: list[Spell] = field(default_factory=list)
+    warm_up: str = ""  # until the first judged window: why what was known of the slot before it was given up
 
     def walk(
         self, marks: Sequence[Signal | WindowEnd], new_id: NewId, controls: Mapping[int, Sequence[Row]] | None = None
@@ -142,10 +143,25 @@ class SlotEpisodes:
         for mark in marks:
             if isinstance(mark, Signal):
                 rows = _controls_at(controls or {}, mark.record)
-                moves.extend(self._hear(mark, new_id, rows))
+                made = self._hear(mark, new_id, rows)
             else:
-                moves.extend(self._end_window(mark))
+                made = self._end_window(mark)
+            if self.warm_up:
+                for move in made:
+                    move.spell["warm_up"] = self.warm_up
+                if isinstance(mark, WindowEnd) and mark.judged:
+                    self.warm_up = ""
+            moves.extend(made)
         return moves
+
+    def give_up(self, record: int, record_time_us: int, why: str) -> Move | None:
+        """Close the open episode, if any, of a slot that is given up: nothing would end it any more."""
+        spell = self.current
+        if spell is None:
+            return None
+        self.current = None
+        spell.open, spell.closed_us, spell.seq = False, spell.last_seen_us, spell.seq + 1
+        return Move("close", {**_plain(spell), "given_up": why}, record, record_time_us)
 
     def _hear(self, signal: Signal, new_id: NewId, controls: Sequence[Row]) -> list[Move]:
         if self.current is not None:
@@ -239,12 +255,14 @@ class SlotEpisodes:
         return {
             "current": None if self.current is None else _plain(self.current),
             "closed": [_plain(spell) for spell in self.closed],
+            **({"warm_up": self.warm_up} if self.warm_up else {}),
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "SlotEpisodes":
         current = plain["current"]
-        return cls(None if current is None else _spell(current), [_spell(one) for one in plain["closed"]])
+        closed = [_spell(one) for one in plain["closed"]]
+        return cls(None if current is None else _spell(current), closed, plain.get("warm_up", ""))
 
 
 def _waits(spell: Spell) -> bool:

@@ -6,7 +6,7 @@ A *counter* counts events of a window that share a fault: (detector, subject, re
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from errata.contracts.models import CategorySketch, Contract, NumberSketch
 from errata.domain.columns import STATUS_CODES, Layout
 from errata.domain.detection.statistics import CHI2_1E6, WINDOW, merge_cells, share_threshold
+from errata.domain.layouts import compile_layout
 
 NEVER = WINDOW + 1
 INNER_EDGES = 15
@@ -266,7 +267,19 @@ def _counters(layout: Layout) -> tuple[Counter, ...]:
 
 
 def compile_profile(layout: Layout) -> Profile:
-    """Compile a layout once; thresholds, merge maps and tables do not change until contract or reference do."""
+    """Compile a layout once; thresholds, merge maps and tables do not change until contract or reference do.
+
+    All models without a contract and a reference share one: its layout has no name.
+    """
+    return _compile_profile(layout) if layout.contract or layout.reference else _bare_profile()
+
+
+@cache
+def _bare_profile() -> Profile:
+    return _compile_profile(compile_layout("", "", None, None))
+
+
+def _compile_profile(layout: Layout) -> Profile:
     contract, reference = layout.contract, layout.reference
     features = contract.features if contract else {}
     low = np.full(len(layout.numbers), -np.inf)

@@ -8,7 +8,7 @@ arrays from its base on. What is not numbers (samples by reference, episodes) is
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from errata.domain.columns import Layout
 from errata.domain.detection.episodes import SlotEpisodes
 from errata.domain.detection.profile import Profile, compile_profile, padded_edges
+from errata.domain.state_schemas import Schema
 
 Ints = NDArray[np.int64]
 
@@ -32,6 +33,18 @@ SUM, RUN, RUN_US, RUN_WRONG, CHAIN, CHAIN_US, CHAIN_WRONG, LAST_ALARM = range(8)
 WIDTH = CUSUM + 8 * len(BANK)
 UNSET_FIELDS = (START_RECORD_US, START_US, LAST_US, MAX_US, OUT_START_US, OUT_LAST_US, OUT_START_RECORD_US)
 SAMPLE = 8  # exemplars and controls
+SLOT_OVERHEAD_BYTES = 4_096  # what samples, an episode and names may take beside the arrays
+UNSEEN_US = -1
+_UNSEEN = np.full(1, UNSEEN_US, np.int64)
+
+# The records of a slot, of blocks of ids, of their count, of tables in force, and of slots that left: each with the
+# functions that bring an older one to this release's form, one version at a time. An addition that a reader of the
+# version may leave out needs no new version.
+SLOT_SCHEMA = Schema("slot", 1)
+BLOCK_SCHEMA = Schema("block of ids", 1)
+IDS_SCHEMA = Schema("count of ids", 1)
+TABLES_SCHEMA = Schema("tables in force", 1)
+DEPARTED_SCHEMA = Schema("departed slots", 1)
 NOBODY = compile_profile(Layout("", "", None, None))  # of a slot that was given up
 UNBOUNDED = np.full(3, np.inf)  # latency, confidence and output have no bounds of their own
 
@@ -126,6 +139,8 @@ class State:
         self.counts: Ints = np.zeros(0, np.int64)
         self.first_us: Ints = np.zeros(0, np.int64)
         self.milli_sums: Ints = np.zeros(0, np.int64)  # per counter: sum of violating numbers, in thousandths
+        self.seen_us: Ints = np.zeros(0, np.int64)  # by slot: record time of its newest event
+        self.held_bytes: dict[int, int] = {}  # by partition: see `slot_bytes`
         self._tables: Tables | None = None
 
     def slot(self, index: int) -> Slot:
@@ -137,41 +152,69 @@ class State:
         slot = Slot(len(self.slots), tenant, model, purpose, partition, profile, len(self.cells), len(self.counts))
         self.slots.append(slot)
         self.by_key[slot.key] = slot.index
-        row = np.zeros((1, WIDTH), np.int64)
-        row[0, list(UNSET_FIELDS)] = -1
-        for f in range(len(BANK)):
-            row[0, [CUSUM + 8 * f + RUN_US, CUSUM + 8 * f + CHAIN_US]] = -1
-            row[0, CUSUM + 8 * f + LAST_ALARM] = -(10**9)
-        self.fixed = np.concatenate([self.fixed, row])
+        self.fixed = _extended(self.fixed, fresh_row())
+        self.seen_us = _extended(self.seen_us, _UNSEEN)
+        self.held_bytes[partition] = self.held_bytes.get(partition, 0) + slot_bytes(profile)
         self._grow(profile)
         return slot
 
     def _grow(self, profile: Profile) -> None:
         counters = len(profile.counters)
-        self.cells = np.concatenate([self.cells, np.zeros(profile.cells, np.int64)])
-        self.counts = np.concatenate([self.counts, np.zeros(counters, np.int64)])
-        self.first_us = np.concatenate([self.first_us, np.full(counters, -1, np.int64)])
-        self.milli_sums = np.concatenate([self.milli_sums, np.zeros(counters, np.int64)])
+        self.cells = _extended(self.cells, np.zeros(profile.cells, np.int64))
+        self.counts = _extended(self.counts, np.zeros(counters, np.int64))
+        self.first_us = _extended(self.first_us, np.full(counters, -1, np.int64))
+        self.milli_sums = _extended(self.milli_sums, np.zeros(counters, np.int64))
         self._tables = None
 
     def replace_profile(self, slot: Slot, profile: Profile) -> None:
         """Judge by another contract or reference from here on: the open windows start over, episodes stay."""
+        self.held_bytes[slot.partition] += slot_bytes(profile) - slot_bytes(slot.profile)
         slot.profile = profile
         slot.cell_base, slot.counter_base = len(self.cells), len(self.counts)
         slot.sample, slot.wrong_sample, slot.counter_samples, slot.fired = [], [], {}, set()
         keep = self.fixed[slot.index, [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]].copy()
-        self.fixed[slot.index] = 0
-        self.fixed[slot.index, list(UNSET_FIELDS)] = -1
+        self.fixed[slot.index] = fresh_row()[0]
         self.fixed[slot.index, [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]] = keep
-        for f in range(len(BANK)):
-            self.fixed[slot.index, [CUSUM + 8 * f + RUN_US, CUSUM + 8 * f + CHAIN_US]] = -1
-            self.fixed[slot.index, CUSUM + 8 * f + LAST_ALARM] = -(10**9)
         self._grow(profile)
 
     def remove(self, slot: Slot) -> None:
         """Forget a slot; its place in the arrays is left empty."""
         self.slots[slot.index] = None
         del self.by_key[slot.key]
+        self.held_bytes[slot.partition] -= slot_bytes(slot.profile)
+        self._tables = None
+
+    def slots_of(self, partition: int) -> list[Slot]:
+        return [slot for slot in self.slots if slot is not None and slot.partition == partition]
+
+    def oldest_seen_us(self, partition: int, default_us: int) -> int:
+        """When the slot of a partition that was not seen for longest was last seen."""
+        return min((int(self.seen_us[slot.index]) for slot in self.slots_of(partition)), default=default_us)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether most places in the arrays belong to slots that were removed."""
+        return len(self.slots) > 64 and len(self.slots) > 2 * len(self.by_key)
+
+    def compact(self) -> None:
+        """Give back the places of slots that were removed. The indices of the others change."""
+        slots = [slot for slot in self.slots if slot is not None]
+        rows = [slot.index for slot in slots]
+        self.fixed, self.seen_us = self.fixed[rows], self.seen_us[rows]
+        none = np.zeros(0, np.int64)
+        cells = np.concatenate([none, *(self.cells[self.cells_of(slot)] for slot in slots)])
+        per_counter = [
+            np.concatenate([none, *(array[self.counters_of(slot)] for slot in slots)])
+            for array in (self.counts, self.first_us, self.milli_sums)
+        ]
+        self.cells, (self.counts, self.first_us, self.milli_sums) = cells, per_counter
+        cell_base = counter_base = 0
+        for index, slot in enumerate(slots):
+            slot.index, slot.cell_base, slot.counter_base = index, cell_base, counter_base
+            cell_base += slot.profile.cells
+            counter_base += len(slot.profile.counters)
+        self.slots = [*slots]
+        self.by_key = {slot.key: slot.index for slot in slots}
         self._tables = None
 
     def cells_of(self, slot: Slot) -> slice:
@@ -183,7 +226,7 @@ class State:
     def pack(self, slot: Slot) -> tuple[dict[str, Any], dict[str, Ints]]:
         """Plain data and arrays of a slot, all that `unpack` needs besides its profile."""
         counters = self.counters_of(slot)
-        meta = {
+        meta: dict[str, Any] = {
             "slot": [slot.tenant, slot.model, slot.purpose],
             "contract": slot.profile.contract_hash,
             "reference": slot.profile.reference_hash,
@@ -193,6 +236,7 @@ class State:
             "counter_samples": sorted(slot.counter_samples.items()),
             "fired": sorted(slot.fired),
             "episodes": slot.episodes.to_plain(),
+            "seen_us": int(self.seen_us[slot.index]),
         }
         arrays = {
             "fixed": self.fixed[slot.index],
@@ -210,6 +254,7 @@ class State:
         same = same and len(arrays["cells"]) == profile.cells and len(arrays["counts"]) == len(profile.counters)
         slot = self.add(tenant, model, purpose, partition, profile)
         self.fixed[slot.index] = arrays["fixed"]
+        self.seen_us[slot.index] = meta["seen_us"] if "seen_us" in meta else _newest_us(arrays["fixed"])
         slot.episodes = SlotEpisodes.from_plain(meta["episodes"])
         slot.controls = [_sampled(row) for row in meta["controls"]]
         if not same:
@@ -295,6 +340,39 @@ class State:
             profiles=profiles,
             bank=np.array([bank_increments(p.error_rate) for p in profiles], np.int64).reshape(-1, len(BANK), 2),
         )
+
+
+@cache
+def fresh_row() -> Ints:
+    """The fixed fields of a slot that has seen nothing; never to be written to."""
+    row = np.zeros((1, WIDTH), np.int64)
+    row[0, list(UNSET_FIELDS)] = -1
+    for f in range(len(BANK)):
+        row[0, [CUSUM + 8 * f + RUN_US, CUSUM + 8 * f + CHAIN_US]] = -1
+        row[0, CUSUM + 8 * f + LAST_ALARM] = -(10**9)
+    return row
+
+
+def slot_bytes(profile: Profile) -> int:
+    """What a slot counts for against the limit of its partition: the same whatever it holds at the moment."""
+    return 8 * (WIDTH + profile.cells + 3 * len(profile.counters)) + SLOT_OVERHEAD_BYTES
+
+
+def _newest_us(fixed: Ints) -> int:
+    """The newest time a slot knows of: for records that do not yet say when it was last seen."""
+    return int(fixed[[MAX_US, START_RECORD_US, OUT_START_RECORD_US, OUT_LAST_US]].max())
+
+
+def _extended(array: Ints, more: Ints) -> Ints:
+    """``array`` with ``more`` behind it, in memory that doubles: thousands of additions cost one copy of each."""
+    held, wanted = len(array), len(array) + len(more)
+    store = array if array.base is None else array.base
+    if len(store) < wanted:
+        store = np.empty((max(wanted, 2 * held), *array.shape[1:]), array.dtype)
+        store[:held] = array
+    store[held:wanted] = more
+    longer: Ints = store[:wanted]
+    return longer
 
 
 @lru_cache(maxsize=8_192)

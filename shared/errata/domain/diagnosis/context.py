@@ -9,6 +9,7 @@ from errata.contracts import (
     ContextEntry,
     Contract,
     EnrichedAnomaly,
+    Enrichment,
     EvidenceRow,
     Outcome,
     PredictionEvent,
@@ -103,5 +104,19 @@ def _values(row: PredictionEvent | Outcome, contract: Contract | None, key: byte
 
 
 def enriched(anomaly: Anomaly, context: Sequence[ContextEntry], rows: Sequence[EvidenceRow]) -> EnrichedAnomaly:
-    """The anomaly, every field of it, with its context and rows."""
-    return EnrichedAnomaly.model_validate({**dict(anomaly), "context": list(context), "rows": list(rows)})
+    """The anomaly, every field of it, with its context and rows, and a mark if some were not to be had now."""
+    fields = {**dict(anomaly), "context": list(context), "rows": list(rows)}
+    reason = lacking(context, rows)
+    if reason:
+        fields["enrichment"] = Enrichment(status="partial", reason=reason)
+    return EnrichedAnomaly.model_validate(fields)
+
+
+def lacking(context: Sequence[ContextEntry], rows: Sequence[EvidenceRow]) -> str:
+    """What was not to be had, though it may be later; the empty text if nothing. What is gone for good lacks nothing.
+
+    >>> lacking([ContextEntry(name="changes", source="context", missing="unavailable")], [])
+    'changes unavailable'
+    """
+    parts = (("changes", context), ("rows", rows))
+    return ", ".join(f"{name} {UNAVAILABLE}" for name, part in parts if any(one.missing == UNAVAILABLE for one in part))
