@@ -251,10 +251,10 @@ def _commit(producer: Producer, batch: list[Outgoing]) -> int:
 
 
 def _answered(done: Callable[[], bool]) -> bool:
-    """The condition; not met while the servers that it asks are away."""
+    """The condition; not met while the servers or services that it asks are away."""
     try:
         return done()
-    except (Unavailable, psycopg.OperationalError, KafkaException):
+    except (Unavailable, psycopg.OperationalError, KafkaException, OSError):
         return False
 
 

@@ -1,4 +1,4 @@
-"""What the four services expose, served over HTTP, and a Prometheus that reads it by the configuration we ship."""
+"""What the services expose, served over HTTP, and a Prometheus that reads it by the configuration we ship."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from urllib.request import urlopen
 import yaml
 
 from errata.adapters.prometheus import PrometheusMeter
-from errata.contracts.topics import STAGES
-from errata.runtime.telemetry import StageTelemetry
+from errata.contracts.topics import STAGES, TRENDS_SERVICE
+from errata.runtime.telemetry import KEEPER, KeeperTelemetry, StageTelemetry
 from errata_services.dev.processes import LOOPBACK
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +45,12 @@ class Chain:
     telemetry: dict[str, StageTelemetry] = field(default_factory=dict)
     before_scrape: Callable[[str], object] = lambda stage: None
     address: str = ""
+    keeper: KeeperTelemetry = field(init=False)
 
     def __post_init__(self) -> None:
-        for stage in STAGES:
+        self.meters[KEEPER] = PrometheusMeter()
+        self.keeper = KeeperTelemetry(self.meters[KEEPER], version="1.2.3")
+        for stage in (*STAGES, TRENDS_SERVICE):
             self.meters[stage] = PrometheusMeter()
             self.telemetry[stage] = StageTelemetry(
                 self.meters[stage], stage, version="1.2.3", revision="abc", config_hash="0f"

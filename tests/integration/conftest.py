@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -39,7 +40,8 @@ def missing(reason: str) -> None:
 @pytest.fixture(scope="session")
 def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Bootstrap servers of a broker that other tests use too: prefix topics, groups and transactional ids."""
-    with _server(tmp_path_factory, "kafka", kafka_container, lambda at: _address(servers.kafka(at))) as address:
+    installed = partial(servers.kafka, heap_mb=1_024)  # all tests together make ten thousand partitions
+    with _server(tmp_path_factory, "kafka", kafka_container, lambda at: _address(installed(at))) as address:
         yield address
 
 
@@ -60,6 +62,19 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def postgres_database(postgres_url: str) -> Iterator[str]:
     """The URL of a fresh, empty database, dropped after the test."""
+    with _fresh(postgres_url) as database:
+        yield database
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres_url: str) -> Iterator[str]:
+    """As ``postgres_database``, for all tests of a module."""
+    with _fresh(postgres_url) as database:
+        yield database
+
+
+@contextmanager
+def _fresh(postgres_url: str) -> Iterator[str]:
     name = f"errata_{uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

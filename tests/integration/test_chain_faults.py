@@ -260,5 +260,7 @@ def timeless_state(value: Any) -> Any:
     if isinstance(value, list):
         return [timeless_state(inner) for inner in value]
     if isinstance(value, dict):
-        return {name: timeless_state(inner) for name, inner in value.items() if "record" not in name}
+        return {
+            name: timeless_state(inner) for name, inner in value.items() if "record" not in name and name != "seen_us"
+        }
     return value

@@ -9,10 +9,11 @@ from threading import Event
 import pytest
 from tests.integration import test_chain_faults
 from tests.integration.chain import Chain, Service, chain_on
-from tests.integration.test_chain import differences
+from tests.integration.test_chain import differences, timeless
 from tests.integration.test_chain_faults import DETECTOR, TAGGER, Story, assert_equal, state_of
 
-from errata.contracts.topics import PARTITIONS, STAGES
+from errata.contracts import EnrichedAnomaly
+from errata.contracts.topics import ENRICHED, PARTITIONS, STAGES
 from errata_services.dev import servers
 from errata_services.dev.servers import KafkaServer
 
@@ -31,7 +32,7 @@ def supervised(four: Chain, told: Story) -> list[Service]:
     return [four.start_supervised(stage) for stage in STAGES]
 
 
-def test_outages_of_redis_and_postgresql_cost_time_and_context_but_no_event(
+def test_outages_of_redis_and_postgresql_cost_time_and_the_context_comes_later(
     tmp_path: Path, kafka_address: str, story: Story
 ) -> None:
     lines, _, wanted, _ = story
@@ -56,8 +57,13 @@ def test_outages_of_redis_and_postgresql_cost_time_and_context_but_no_event(
         cases = four.cases()
         assert [case.case_id for case in cases] == [case["case_id"] for case in wanted]
         assert [case.count for case in cases] == [case["count"] for case in wanted]
-        gaps = [entry for case in cases for entry in case.context if entry.missing]
-        assert gaps, "what was judged while Redis was down says which context it had to do without"
+        put_out = [EnrichedAnomaly.model_validate_json(one.value or b"") for one in four.records(ENRICHED)]
+        assert any(one.enrichment for one in put_out), "what was judged while Redis was down says what it lacks"
+        four.until(lambda: not any(case.enrichment for case in four.cases()), "what lacked context has it", BACK_S)
+        four.until_drained()
+        assert [entry for case in four.cases() for entry in case.context if entry.missing] == []
+        found = [timeless(case) | {"rev": 0} for case in four.cases()]  # filling in is a revision more
+        assert not differences(found, [case | {"rev": 0} for case in wanted])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every query of every panel gives data on a real Prometheus that reads what the four services expose."""
+"""Every query of every panel gives data on a real Prometheus that reads what the services expose."""
 
 import json
 import time
@@ -11,13 +11,17 @@ import pytest
 from tests.integration.chain_metrics import ROOT, Chain, ask, shipped_config
 from tests.integration.conftest import PrometheusBinaries
 
-from errata.contracts.topics import STAGES
+from errata.contracts.topics import PREDICTIONS, STAGES, TRENDS_SERVICE
+from errata.domain.ledger import FaultKind
 from errata.runtime.telemetry import (
     DEPENDENCIES,
+    KEEPER,
     METRICS,
     AbortReason,
     BatchReport,
+    Beat,
     Dependency,
+    KeeperTelemetry,
     RebalanceKind,
     consumed_topics,
     produced_topics,
@@ -44,6 +48,9 @@ def queries(path: Path) -> Iterator[tuple[str, str]]:
 
 def work(chain: Chain, stage: str) -> None:
     """What a process reports while it works: something of everything."""
+    if stage == KEEPER:
+        keep(chain.keeper)
+        return
     telemetry = chain.telemetry[stage]
     telemetry.reading(500)
     telemetry.batch(
@@ -65,7 +72,7 @@ def work(chain: Chain, stage: str) -> None:
     telemetry.paused(0)
     telemetry.lag(dict.fromkeys(consumed_topics(stage), 7))
     for dependency in get_args(Dependency):
-        if dependency in DEPENDENCIES[stage]:
+        if dependency in DEPENDENCIES.get(stage, ()):
             telemetry.breaker(dependency, "closed")
     telemetry.restored(0.3)
     telemetry.store_failed("redis")
@@ -75,6 +82,24 @@ def work(chain: Chain, stage: str) -> None:
     telemetry.cases_opened({("fraud", "data"): 1})
     telemetry.cases_open({"data": 3})
     telemetry.deduplicated(1)
+    telemetry.heartbeat(time.time() - 1)
+    telemetry.evicted({"ttl": 1})
+    telemetry.state_held(3_000, 10_000)
+    telemetry.stalled(0)
+    telemetry.poisoned(dict.fromkeys(consumed_topics(stage), 0))
+    telemetry.enriched(1, 1, 1)
+    telemetry.mistimed({"late": 1})
+    telemetry.trends({("fraud", "high"): 1}, {("fraud", "confidence_shift"): 1})
+
+
+def keep(telemetry: KeeperTelemetry) -> None:
+    telemetry.leads(True)
+    for kind in get_args(Beat):
+        telemetry.beat(kind, PREDICTIONS, 12, time.time() - 1)
+    telemetry.audited(dict.fromkeys(STAGES[:3], 5))
+    telemetry.audited_to_the_end(time.time() - 1)
+    for fault in get_args(FaultKind):
+        telemetry.fault(fault, STAGES[0], PREDICTIONS, time.time() - 1)
 
 
 def has_data(found: list[dict[str, Any]]) -> bool:
@@ -100,6 +125,6 @@ def test_no_panel_is_empty(prometheus_binaries: PrometheusBinaries, tmp_path: Pa
             assert not has_data(ask(prometheus.url, nothing))  # this test can fail
 
         stages = {series["metric"]["stage"] for series in ask(prometheus.url, 'up{job="errata"} == 1')}
-        assert stages == set(STAGES)
+        assert stages == {*STAGES, TRENDS_SERVICE, KEEPER}
         scraped = {series["metric"]["__name__"] for series in ask(prometheus.url, '{__name__=~"errata_.+"}')}
         assert {name for name in METRICS if METRICS[name].kind != "histogram"} <= scraped  # a name is what it is

@@ -24,7 +24,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_owner_and_writer_log_in_with_their_secrets(tmp_path: Path) -> None:
+def test_owner_writer_and_keeper_log_in_with_their_secrets(tmp_path: Path) -> None:
     if shutil.which("psql") is None:
         missing("not installed: psql (Debian: apt-get install postgresql-client)")
     secrets = tmp_path / "secrets"
@@ -38,9 +38,11 @@ def test_owner_and_writer_log_in_with_their_secrets(tmp_path: Path) -> None:
         roles = DEPLOY / "postgres" / "roles.sql"
         run(["psql", "-v", "ON_ERROR_STOP=1", "-U", user, "-d", "errata", "-f", str(roles)], image)
         run(["sh", str(DEPLOY / "postgres" / "passwords.sh")], image)
-        for role in ("owner", "writer"):
+        for role in ("owner", "writer", "keeper"):
             url = (secrets / f"{role}_url").read_text().replace("@postgres:5432", f"@{server.address}")
             with psycopg.connect(url) as connection:
                 assert connection.execute("SELECT current_user").fetchone() == (f"errata_{role}",)
             with pytest.raises(psycopg.OperationalError, match="password"):
                 psycopg.connect(url.replace("@", "x@"), connect_timeout=2)
+        with psycopg.connect(url) as keeper, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            keeper.execute("CREATE TABLE public.its_own (n int)")

@@ -2,9 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+from redis import Redis
 from tests.pipeline.enricher_bench import FOUND_US, Bench, change, failure
+from tests.pipeline.test_enricher_todo import Chain
 
 from errata.adapters.context_redis import RedisContextStore
 from errata.adapters.prometheus import PrometheusMeter
@@ -151,10 +155,42 @@ def test_with_redis_down_the_loop_takes_every_record_and_commits_it(stage: Stage
         while worker.run_once():
             pass
         expected += [["unavailable"] if down else ["flag"] * (at + 1)] * 5
+    expected.append(["flag"] * 3)  # the case that had to do without is filled in
     records = [one for p in range(12) for one in bench.transport.read_from((ENRICHED, p))]
     told = [EnrichedAnomaly.model_validate_json(record.value or b"").context for record in records]
-    assert [[entry.missing or entry.name for entry in one] for one in told] == expected
+    assert sorted([entry.missing or entry.name for entry in one] for one in told) == sorted(expected)
     worker.close()
+
+
+@pytest.mark.parametrize("how", ["gone and back empty", "frozen", "slow for 2 s"])
+def test_a_case_that_had_to_do_without_has_its_context_when_redis_is_back(
+    server: servers.Server, tmp_path: Path, how: str
+) -> None:
+    server.restart()
+    stage = Stage(server, timeout_s=0.5)
+    chain = Chain(tmp_path, stage.store)
+    chain.bench.publish(CHANGES, change(20), partition=3, at_us=FOUND_US - 1)
+    chain.finds(1)
+    if how == "slow for 2 s":
+        with closing(Redis.from_url(server.url)) as other:
+            other.client_pause(2_000)  # answers wait so long
+    else:
+        server.freeze() if how == "frozen" else server.stop()
+    chain.run()
+    assert chain.case.enrichment is not None
+    assert (chain.enricher.lacking, chain.case.context[0].missing) == (1, "unavailable")
+    if how != "slow for 2 s":
+        server.thaw() if how == "frozen" else server.restart()
+    until_s = time.monotonic() + WAIT_S
+    while chain.enricher.lacking:
+        assert time.monotonic() < until_s, "never filled in"
+        stage.clock.now_s += 30
+        chain.run()
+    assert chain.case.enrichment is None
+    assert [entry.name for entry in chain.case.context] == ["deploy"]
+    assert [lacks for _, lacks in chain.put_out()] == ["changes unavailable", None]
+    chain.catalogue.close()
+    stage.store.close()
 
 
 def test_what_the_store_counts_is_told_as_metrics(stage: Stage, server: servers.Server) -> None:

@@ -11,7 +11,17 @@ from confluent_kafka.cimpl import NewTopic
 from typer.testing import CliRunner
 
 from errata.adapters.kafka import GROUP_INPUTS, KafkaTransport, TopicChange, apply_topics, check_topics, plan_topics
-from errata.contracts.topics import ANOMALIES, DAY_S, PREDICTIONS, STAGES, TAGGED, TOPICS, Topic, state_topic
+from errata.contracts.topics import (
+    ANOMALIES,
+    DAY_S,
+    PREDICTIONS,
+    STAGES,
+    TAGGED,
+    TOPICS,
+    TRENDS_SERVICE,
+    Topic,
+    state_topic,
+)
 from errata.errors import Misconfigured
 from errata.ports import Outgoing
 from errata_services.anomaly_detector import AnomalyDetector
@@ -19,6 +29,7 @@ from errata_services.catalog_writer import GROUP
 from errata_services.cli import app
 from errata_services.enricher import Enricher
 from errata_services.tagger import Tagger
+from errata_services.trends import GROUP as TRENDS_GROUP
 
 pytestmark = pytest.mark.servers
 
@@ -170,9 +181,10 @@ def test_more_replicas_than_brokers_are_refused(properties: dict[str, str], pref
 
 def test_every_group_gets_offsets_of_what_its_stage_reads() -> None:
     stages = (AnomalyDetector, Enricher, Tagger)
-    read = {f"errata.{stage.name}": (stage.input, *stage.side_inputs) for stage in stages} | {GROUP: (TAGGED,)}
+    read = {f"errata.{stage.name}": (stage.input, *stage.side_inputs) for stage in stages}
+    read |= {GROUP: (TAGGED,), TRENDS_GROUP: (TAGGED,)}
     assert read == GROUP_INPUTS
-    assert set(read) == {f"errata.{stage}" for stage in STAGES}
+    assert set(read) == {f"errata.{service}" for service in (*STAGES, TRENDS_SERVICE)}
     assert all(len({TOPICS[name].partitions for name in names}) == 1 for names in read.values())
 
 

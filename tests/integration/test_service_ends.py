@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,39 @@ def own_logging() -> Iterator[None]:
 
 @pytest.mark.parametrize("supervised", [False, True])
 def test_state_that_cannot_be_ends_with_70_and_stays_down(four: Chain, supervised: bool) -> None:
-    """Whole by its digest and at the group's offset, but not what a detector writes: no error that anybody foresaw."""
+    """Whole by its digest and at the group's offset, but not what a detector writes."""
     write_impossible_state(four, 3)
     service = four.start_supervised(DETECTOR) if supervised else four.start(DETECTOR)
     assert service.process.wait(60) == 70
     lines = service.logged().splitlines()
     (told,) = [json.loads(line) for line in lines if line.startswith("{") and '"critical"' in line]
-    assert (told["event"], told["exit_code"]) == ("ended by an unexpected error", 70)
-    assert told["error"] == "ValueError"
-    assert any("anomaly_detector.py" in frame and "_restore_slot" in frame for frame in told["frames"])
-    assert told["service"] == DETECTOR
+    assert (told["event"], told["exit_code"], told["service"]) == ("ended", 70, DETECTOR)
+    assert told["runbook"] == "deploy/runbooks/stops/changelog-damaged.md"
+    assert any(line.startswith("errata: unreadable: ") for line in lines)
     assert "Traceback" not in service.logged()
     assert "too many values" not in service.logged()  # the error's text: another one's might hold a value of an event
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_an_error_that_nobody_foresaw_is_told_by_its_kind_and_place_and_ends_with_70(
+    four: Chain, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = read_service_settings(four.environment | {"ERRATA_HTTP_PORT": "0", "ERRATA_LOG": "json"})
+    impossible = settings.model_copy(update={"stall_s": "long"})  # which no check of settings lets through
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            processes.run_service(ENRICHER, impossible)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), before, strict=True):
+            signal.signal(number, handler)
+    assert ended.value.code == 70
+    said = "".join(capfd.readouterr())
+    (told,) = [json.loads(line) for line in said.splitlines() if '"critical"' in line]
+    assert (told["event"], told["exit_code"]) == ("ended by an unexpected error", 70)
+    assert (told["error"], told["runbook"]) == ("TypeError", "deploy/runbooks/stops/bug.md")
+    assert any("processes.py" in frame and "stall_watch" in frame for frame in told["frames"])
+    assert "operand" not in said  # the error's text: another one's might hold a value of an event
 
 
 def test_the_state_of_the_other_partitions_is_no_trouble(four: Chain) -> None:
@@ -82,7 +104,7 @@ def answered(status: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def write_impossible_state(four: Chain, number: int) -> None:
     topic = state_topic(DETECTOR)
     position = Position({PREDICTIONS: Taken(0, 0, 0)})
-    change = StateChange(number, b'["default","a","live"]', pack_arrays(1, {"slot": "not three"}, {}))
+    change = StateChange(number, b'["slot","default","a","live"]', pack_arrays(1, {"slot": "not three"}, {}))
     producer = four.transport.producer("damage")
     producer.begin()
     for record in PartitionLog(number, {}, None).stage(topic, [change], position):

@@ -1,0 +1,267 @@
+"""What the Kafka adapter makes of each answer of a broker: the error says what its catcher must do, and that works.
+
+The answers come from librdkafka's mock cluster, so nothing here is about what becomes of a transaction's records.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from threading import Timer
+from time import monotonic
+from types import NoneType
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+from tests.integration.mock_cluster import FUNCTIONS, Api, MockCluster, library, mock_cluster
+
+from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport
+from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, StateDamaged, Unavailable
+from errata.ports import Outgoing
+from errata.runtime.worker import MAX_ABORTS_IN_A_ROW
+
+JOIN_S = 15.0  # to wait at most for partitions, or for an error of a poll
+PLACE = ("in", 0)
+Outcome = type[ErrataError] | type[None]
+
+
+def transport_on(mock: MockCluster) -> KafkaTransport:
+    quick = {"session.timeout.ms": "6000", "heartbeat.interval.ms": "100", "reconnect.backoff.max.ms": "100"}
+    return KafkaTransport({"bootstrap.servers": mock.address, **quick}, missing_offsets="earliest")
+
+
+@dataclass
+class Place:
+    """A broker, and a member of a group of its own that holds partitions."""
+
+    mock: MockCluster
+    transport: KafkaTransport
+    member: KafkaConsumer
+    numbers: Iterator[int]
+
+    def producer(self) -> KafkaProducer:
+        return self.transport.producer(f"stage-{next(self.numbers)}")
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with mock_cluster() as mock:
+        mock.create_topic("in", 2)
+        mock.create_topic("out", 2)
+        transport = transport_on(mock)
+        member = transport.consumer("group", "in", instance="0")
+        poll_until_assigned(member)
+        yield Place(mock, transport, member, count())
+        transport.close()
+
+
+def poll_until_assigned(member: KafkaConsumer) -> None:
+    deadline_s = monotonic() + JOIN_S
+    while not member.assignment():
+        member.poll(10, 0.05)
+        assert monotonic() < deadline_s
+
+
+def transact(producer: KafkaProducer, member: KafkaConsumer | None) -> None:
+    """A transaction as a worker writes it; without a member, one of a tool that reads nothing."""
+    producer.begin()
+    producer.produce(Outgoing("out", b"k", b"v"))
+    if member is not None:
+        producer.send_offsets({PLACE: 1}, member)
+    producer.commit()
+
+
+def outcome(producer: KafkaProducer, member: KafkaConsumer | None) -> ErrataError | None:
+    try:
+        transact(producer, member)
+    except ErrataError as error:
+        return error
+    return None
+
+
+def test_the_functions_that_these_tests_rest_on_are_there() -> None:
+    """Another release of the client may take them away: then the tests below cannot say anything."""
+    missing = [name for name in FUNCTIONS if not hasattr(library(), f"rd_kafka_{name}")]
+    assert missing == []
+
+
+def test_without_an_error_the_transaction_commits(place: Place) -> None:
+    """The control of all that follows: what fails there fails by the answer that was planted."""
+    producer = place.producer()
+    for _ in range(2):
+        assert outcome(producer, place.member) is None
+
+
+OFFSETS, END, PRODUCE, PARTITIONS, GROUP = (
+    Api.TXN_OFFSET_COMMIT, Api.END_TXN, Api.PRODUCE, Api.ADD_PARTITIONS_TO_TXN, Api.ADD_OFFSETS_TO_TXN,
+)  # fmt: skip
+ANSWERS: list[tuple[Api, str, Outcome]] = [
+    # The member was replaced by a rebalance: void, and the next transaction works.
+    (OFFSETS, "ILLEGAL_GENERATION", Aborted),
+    (OFFSETS, "UNKNOWN_MEMBER_ID", Aborted),
+    (OFFSETS, "FENCED_INSTANCE_ID", Aborted),
+    (PRODUCE, "MSG_SIZE_TOO_LARGE", Aborted),
+    # What passes: the client tries again by itself, and nobody hears of it.
+    (OFFSETS, "COORDINATOR_LOAD_IN_PROGRESS", NoneType),
+    (OFFSETS, "NOT_COORDINATOR", NoneType),
+    (OFFSETS, "_TRANSPORT", NoneType),
+    (GROUP, "COORDINATOR_NOT_AVAILABLE", NoneType),
+    (GROUP, "_TRANSPORT", NoneType),
+    (PARTITIONS, "CONCURRENT_TRANSACTIONS", NoneType),
+    (PARTITIONS, "_TRANSPORT", NoneType),
+    (END, "COORDINATOR_LOAD_IN_PROGRESS", NoneType),
+    (END, "NOT_COORDINATOR", NoneType),
+    (END, "_TRANSPORT", NoneType),
+    (PRODUCE, "NOT_LEADER_FOR_PARTITION", NoneType),
+    (PRODUCE, "NOT_ENOUGH_REPLICAS", NoneType),
+    # A newer producer of the id. Who has the instance the mock cannot tell, and then a restart finds it out.
+    (END, "INVALID_PRODUCER_EPOCH", Unavailable),
+    (END, "PRODUCER_FENCED", Unavailable),
+    (PARTITIONS, "PRODUCER_FENCED", Unavailable),
+    (PRODUCE, "INVALID_PRODUCER_EPOCH", Unavailable),
+    # Neither to be tried again nor aborted: only a new process may go on.
+    (PRODUCE, "OUT_OF_ORDER_SEQUENCE_NUMBER", Unavailable),
+    (GROUP, "INVALID_TXN_STATE", Unavailable),
+    (END, "INVALID_TXN_STATE", Unavailable),
+    # A right that is missing is missing the next time too.
+    (PRODUCE, "TOPIC_AUTHORIZATION_FAILED", Misconfigured),
+    (PARTITIONS, "TOPIC_AUTHORIZATION_FAILED", Misconfigured),
+    (GROUP, "GROUP_AUTHORIZATION_FAILED", Misconfigured),
+    (OFFSETS, "GROUP_AUTHORIZATION_FAILED", Misconfigured),
+    (END, "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", Misconfigured),
+]
+
+
+@pytest.mark.parametrize(("api", "name", "becomes"), ANSWERS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_an_answer_within_a_transaction(place: Place, api: Api, name: str, becomes: Outcome) -> None:
+    producer = place.producer()
+    place.mock.answer(api, getattr(KafkaError, name))
+    error = outcome(producer, place.member)
+    assert place.mock.unsaid(api) == 0
+    assert type(error) is becomes, error
+    assert "\n" not in str(error)
+    producer.abort()  # what the worker does next, whatever failed
+    if becomes is Unavailable:
+        with pytest.raises(Unavailable, match="start the process again"):
+            producer.begin()
+    elif becomes is not Misconfigured:  # that ends the process
+        for _ in range(MAX_ABORTS_IN_A_ROW - 1):
+            error = outcome(producer, place.member)
+            if error is None:
+                return
+            assert isinstance(error, Aborted)  # after a refused record the client's numbers of records are off once
+            producer.abort()
+        pytest.fail(f"void again and again: {error}")
+
+
+@pytest.mark.parametrize("name", ["INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED"])
+def test_a_fenced_producer_of_no_group_is_told_so(place: Place, name: str) -> None:
+    producer = place.producer()
+    place.mock.answer(Api.END_TXN, getattr(KafkaError, name))
+    assert isinstance(outcome(producer, None), Fenced)
+    producer.abort()
+    with pytest.raises(Unavailable):
+        producer.begin()
+
+
+@pytest.mark.parametrize(
+    ("name", "becomes"),
+    [
+        ("COORDINATOR_LOAD_IN_PROGRESS", NoneType),
+        ("CONCURRENT_TRANSACTIONS", NoneType),
+        ("_TRANSPORT", NoneType),
+        ("TRANSACTIONAL_ID_AUTHORIZATION_FAILED", Misconfigured),
+        ("CLUSTER_AUTHORIZATION_FAILED", Misconfigured),
+    ],
+)
+def test_an_answer_to_a_producer_that_begins(place: Place, name: str, becomes: Any) -> None:
+    place.mock.answer(Api.INIT_PRODUCER_ID, getattr(KafkaError, name))
+    if becomes is NoneType:
+        assert outcome(place.producer(), None) is None
+    else:
+        with pytest.raises(becomes, match="this user may not"):
+            place.producer()
+    assert place.mock.unsaid(Api.INIT_PRODUCER_ID) == 0
+
+
+def test_a_broker_that_is_away_for_a_moment_costs_nothing(place: Place) -> None:
+    producer = place.producer()
+    producer.begin()
+    producer.produce(Outgoing("out", b"k", b"v"))
+    place.mock.set_down()
+    back = Timer(0.3, place.mock.set_up)
+    back.start()
+    producer.send_offsets({PLACE: 1}, place.member)
+    producer.commit()
+    back.join()
+    assert outcome(producer, place.member) is None
+
+
+def test_a_commit_without_an_answer_leaves_the_end_in_doubt(place: Place) -> None:
+    """It takes the 12 s that a commit and the abort behind it may take."""
+    producer = place.producer()
+    producer.begin()
+    producer.send_offsets({PLACE: 1}, place.member)  # nothing is left to be written: only the end gets no answer
+    place.mock.set_down()
+    try:
+        with pytest.raises(Unavailable, match="no answer from Kafka"):
+            producer.commit()
+        producer.abort()  # best effort: its failure is not told once more
+        with pytest.raises(Unavailable, match="in doubt"):
+            producer.begin()
+    finally:
+        place.mock.set_up()
+
+
+# -- members of a group; each error ends its member, so each has a broker of its own ----------------------------------
+
+POLLED: list[tuple[Api, str, Outcome]] = [
+    (Api.FETCH, "TOPIC_AUTHORIZATION_FAILED", Misconfigured),
+    (Api.FETCH, "OFFSET_OUT_OF_RANGE", StateDamaged),
+    (Api.FETCH, "NOT_LEADER_FOR_PARTITION", NoneType),
+    (Api.FETCH, "_TRANSPORT", NoneType),
+    (Api.JOIN_GROUP, "GROUP_AUTHORIZATION_FAILED", Misconfigured),
+    (Api.JOIN_GROUP, "COORDINATOR_LOAD_IN_PROGRESS", NoneType),
+    (Api.FIND_COORDINATOR, "COORDINATOR_NOT_AVAILABLE", NoneType),
+    (Api.OFFSET_FETCH, "COORDINATOR_LOAD_IN_PROGRESS", NoneType),
+    (Api.OFFSET_FETCH, "UNSTABLE_OFFSET_COMMIT", NoneType),
+    (Api.OFFSET_FETCH, "GROUP_AUTHORIZATION_FAILED", Misconfigured),
+    (Api.HEARTBEAT, "REBALANCE_IN_PROGRESS", NoneType),
+    (Api.HEARTBEAT, "UNKNOWN_MEMBER_ID", NoneType),
+    (Api.HEARTBEAT, "FENCED_INSTANCE_ID", Unavailable),  # who fenced it the mock cannot tell
+]
+
+
+@pytest.mark.parametrize(("api", "name", "becomes"), POLLED, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_an_answer_to_a_member(api: Api, name: str, becomes: Outcome) -> None:
+    with mock_cluster() as mock:
+        mock.create_topic("in", 2)
+        transport = transport_on(mock)
+        written = transport.producer("source")
+        written.begin()
+        for value in (b"1", b"2"):
+            written.produce(Outgoing("in", None, value, partition=0))
+        written.commit()
+        mock.answer(api, getattr(KafkaError, name))
+        try:
+            assert type(polled(mock, transport, api, fails=becomes is not NoneType)) is becomes
+            assert mock.unsaid(api) == 0
+        finally:
+            transport.close()
+
+
+def polled(mock: MockCluster, transport: KafkaTransport, api: Api, *, fails: bool) -> ErrataError | None:
+    """Poll a new member until it fails, if it is to, or has met the error and read both records."""
+    read: list[bytes | None] = []
+    deadline_s = monotonic() + JOIN_S
+    try:
+        member = transport.consumer("group", "in", instance="0")
+        while fails or len(read) < 2 or mock.unsaid(api) or not member.assignment():
+            read += [record.value for record in member.poll(10, 0.05)]
+            assert monotonic() < deadline_s, f"read {len(read)}, unsaid {mock.unsaid(api)}"
+        for _ in range(5):  # what was told right after
+            member.poll(10, 0.02)
+    except ErrataError as error:
+        return error
+    assert read[:2] == [b"1", b"2"]
+    return None
