@@ -1,0 +1,169 @@
+"""Everything at random for a while, and what the processes grow by: memory, open files."""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+
+from redis import Redis
+from tests.faults.broker import ended
+from tests.faults.members import until_shared
+from tests.faults.rig import DETECTOR, ENRICHER, Rig, Row, kill, wait
+from tests.faults.story import Publisher, Story, chooser
+from tests.integration.chain import Chain, Service
+
+from errata.contracts.topics import STAGES
+from errata_services.dev import servers
+from errata_services.dev.servers import KafkaServer, Server
+
+RATE = 500.0
+SAMPLE_S = 5.0
+WARM = 0.5  # share of the time in which processes grow as they may
+CONTROL_S = 40.0
+LEAK_MB_H = 100.0  # what the control leaks at least
+
+Sample = tuple[float, float, int]  # seconds, MB, open files
+
+
+def rows(rig: Rig) -> list[Row]:
+    minutes = rig.scale.soak_min or 1.0
+    story, chance = Story(poison_every=200), chooser("soak")
+    with ExitStack() as stack:
+        broker = stack.enter_context(rig.own_kafka())
+        redis = stack.enter_context(servers.redis(rig.place("redis")))
+        database = stack.enter_context(servers.postgres(rig.place("postgres"), durable=True))
+        four = stack.enter_context(
+            rig.chain("soak", story, kafka=broker.address, redis=redis.url, database=database.url)
+        )
+        watched = [four.start(stage) for stage in STAGES]
+        until_shared(four, watched[:1])
+        publisher = Publisher(four, story, rate=RATE).start()
+        samples, faults = _soaked(rig, four, (broker, redis, database), watched, chance, minutes * 60)
+        gone = [one.name for one in watched if one.process.poll() is not None]
+        found = ended(four, publisher, story, context=False)
+    slopes = {name: slope_mb_h(each) for name, each in samples.items()}
+    files = {name: growth_of_files(each) for name, each in samples.items()}
+    shown = ", ".join(f"{name} {value:+.2f}" for name, value in slopes.items())
+    return [
+        Row(f"soak of {minutes:g} min: growth of memory after warm-up, at most (MB/h)", max(slopes.values()),
+            "slope_mb_h" if minutes >= 30 else None, f"{shown}; {faults} faults"),
+        Row("growth of open files, at most", max(files.values()), "descriptors"),
+        Row("processes that ended by themselves", len(gone), "ended", ", ".join(gone)),
+        Row("lost through the soak", found.lost, "lost", found.said),
+        Row("doubled through the soak", found.doubled, "doubled", found.held),
+        Row("findings, cases, state wrong through the soak", found.wrong + found.state, "wrong"),
+        _leak(rig),
+    ]  # fmt: skip
+
+
+def _soaked(
+    rig: Rig,
+    four: Chain,
+    parts: tuple[KafkaServer, Server, Server],
+    watched: list[Service],
+    chance: random.Random,
+    for_s: float,
+) -> tuple[dict[str, list[Sample]], int]:
+    """Samples of each process that stays, while servers have faults and other members come and are killed."""
+    broker, redis, database = parts
+    faults: tuple[Callable[[], None], ...] = (
+        lambda: _frozen(broker, chance.uniform(0.5, 3)),
+        lambda: _flushed(redis),
+        redis.restart,
+        lambda: _frozen(redis, 1),
+        database.restart,
+        lambda: _killed_member(four, chance),
+        lambda: _killed_member(four, chance),
+    )
+    samples: dict[str, list[Sample]] = {one.name: [] for one in watched}
+    began_s = told_s = time.monotonic()
+    done, next_s = 0, began_s + 10
+    while (now_s := time.monotonic()) - began_s < for_s:
+        for one in watched:
+            samples[one.name].append((now_s - began_s, *_sizes(one.process.pid)))
+        if now_s > next_s:
+            chance.choice(faults)()
+            done += 1
+            next_s = time.monotonic() + chance.uniform(5, 20)
+        if now_s - told_s > 60:
+            told_s = now_s
+            rig.progress(f"soak: {(now_s - began_s) / 60:.0f} min, {done} faults")
+        wait(SAMPLE_S)
+    return samples, done
+
+
+def _frozen(server: Server, seconds: float) -> None:
+    server.freeze()
+    try:
+        wait(seconds)
+    finally:
+        server.thaw()
+
+
+def _flushed(redis: Server) -> None:
+    with Redis.from_url(redis.url) as client:
+        client.flushall()
+
+
+def _killed_member(four: Chain, chance: random.Random) -> None:
+    """A second member of the detector comes, works for a while, and is killed."""
+    other = four.start(DETECTOR, "1")
+    wait(chance.uniform(3, 12))
+    kill(other)
+    four.running.remove(other)
+
+
+def _sizes(pid: int) -> tuple[float, int]:
+    """Resident memory in MB, and how many files are open."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1_024, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def slope_mb_h(samples: list[Sample]) -> float:
+    """The median of the slopes between all pairs of points after the warm-up, each point the median of a part.
+
+    >>> round(slope_mb_h([(float(at), 100.0 + at / 3_600, 9) for at in range(1_000)]), 3)
+    1.0
+    """
+    points = [(s, mb) for s, mb, _ in samples[int(len(samples) * WARM) :]]
+    each = max(1, len(points) // 30)
+    parts = [points[at : at + each] for at in range(0, len(points), each)]
+    middles = [(median(s for s, _ in part), median(mb for _, mb in part)) for part in parts]
+    return median((mb - before) / (s - before_s) * 3_600 for (before_s, before), (s, mb) in combinations(middles, 2))
+
+
+def growth_of_files(samples: list[Sample]) -> int:
+    """By how much the fewest at the end are above the most after the warm-up.
+
+    >>> growth_of_files([(0.0, 1.0, files) for files in (5, 5, 9, 9, 9, 9, 9, 8, 9, 10, 9, 9)])
+    0
+    """
+    warm = [files for _, _, files in samples[int(len(samples) * WARM) :]]
+    quarter = max(1, len(warm) // 4)
+    return max(0, min(warm[-quarter:]) - max(warm[:quarter]))
+
+
+def partitions_of(service: Service) -> object:
+    try:
+        return service.status()["partitions"]
+    except OSError:
+        return None
+
+
+def _leak(rig: Rig) -> Row:
+    rig.progress("soak: control, a process that keeps memory")
+    with rig.chain("control", Story()) as four:
+        leaky = four.start_broken("leaky", ENRICHER)
+        four.until(lambda: bool(partitions_of(leaky)), "the leaking process works")
+        samples: list[Sample] = []
+        began_s = time.monotonic()
+        while (now_s := time.monotonic()) - began_s < CONTROL_S:
+            samples.append((now_s - began_s, *_sizes(leaky.process.pid)))
+            wait(1.0)
+    found = slope_mb_h(samples)
+    return Row("control: a process that leaks", float(found > LEAK_MB_H), "control", f"{found:+,.0f} MB/h")
