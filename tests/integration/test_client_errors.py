@@ -20,6 +20,8 @@ from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, StateDama
 from errata.ports import Outgoing
 from errata.runtime.worker import MAX_ABORTS_IN_A_ROW
 
+pytestmark = pytest.mark.whole
+
 JOIN_S = 15.0  # to wait at most for partitions, or for an error of a poll
 PLACE = ("in", 0)
 Outcome = type[ErrataError] | type[None]

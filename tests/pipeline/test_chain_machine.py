@@ -40,6 +40,8 @@ from errata.runtime.crash_points import POINTS, CrashPoint, CrashPoints
 from errata.runtime.dead_letters import read_dead_letter
 from errata.runtime.worker import Worker
 
+pytestmark = pytest.mark.whole
+
 PROGRAMS, STEPS = map(int, os.environ.get("ERRATA_MACHINE", "150x30").split("x"))
 BATCH_SIZES = (1, 2, 3, 7, 50)
 MOST_MEMBERS = 3

@@ -49,6 +49,8 @@ from errata_services.bootstrap import publish_tables
 from errata_services.enricher import Enricher
 from errata_services.tagger import Tagger
 
+pytestmark = pytest.mark.whole
+
 SEEDS = 100
 KEY = b"0" * 32
 MODELS = (MODEL, "other", "rates")  # one in each partition

@@ -24,6 +24,8 @@ from errata.runtime.dead_letters import dead_letter
 from errata.runtime.worker import Worker
 from errata_services.anomaly_detector import AnomalyDetector
 
+pytestmark = pytest.mark.whole
+
 CONTROLLED = 1_000
 
 

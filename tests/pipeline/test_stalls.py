@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
+import pytest
 from tests.pipeline.stalling_process import (
     ALARM_S,
     KINDS,
@@ -24,6 +25,8 @@ from errata.contracts.topics import LEDGER, TAGGED, TOPICS
 from errata.domain.ledger import audit
 from errata.runtime.stall import Limits
 from errata_services.dev.supervisor import Supervisor
+
+pytestmark = pytest.mark.whole
 
 SCRIPT = Path(__file__).with_name("stalling_process.py")
 STALL_S = 3.0  # a thirtieth of what services have
