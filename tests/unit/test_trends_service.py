@@ -250,7 +250,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_tls_and_sasl_are_those_of_the_other_clients(tmp_path: Path) -> None:
-    faust_trends = pytest.importorskip("errata.adapters.faust_trends")
+    from errata.adapters import faust_trends
     given = faust_trends.credentials_of
     assert given({"bootstrap.servers": "h:9092"}) is None
     plain_text = given(
@@ -276,7 +276,7 @@ def test_tls_and_sasl_are_those_of_the_other_clients(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_member_says_what_its_process_does() -> None:
-    faust_trends = pytest.importorskip("errata.adapters.faust_trends")
+    from errata.adapters import faust_trends
     damaged, bug = StateDamaged("trends_unreadable: x"), ValueError("text")
     assert faust_trends.told(damaged) is damaged
     assert faust_trends.told(bug) is bug, "a bug is a bug: it is not started again"
