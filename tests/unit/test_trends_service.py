@@ -17,7 +17,7 @@ from errata.contracts.strict import instant, to_us
 from errata.contracts.topics import STAGES, TAGGED, TOPICS, TRENDS, TRENDS_SERVICE
 from errata.contracts.trends import Trend
 from errata.domain.trends import Counts, Group, PartitionTrends, Taken, Window, summed
-from errata.errors import Misconfigured, StateDamaged
+from errata.errors import Misconfigured, StateDamaged, Unavailable
 from errata.ports import Record
 from errata.runtime.dead_letters import dead_letter_id
 from errata.runtime.health import Health
@@ -251,6 +251,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 def test_tls_and_sasl_are_those_of_the_other_clients(tmp_path: Path) -> None:
     from errata.adapters import faust_trends
+
     given = faust_trends.credentials_of
     assert given({"bootstrap.servers": "h:9092"}) is None
     plain_text = given(
@@ -277,10 +278,12 @@ def test_tls_and_sasl_are_those_of_the_other_clients(tmp_path: Path) -> None:
 
 def test_the_end_of_a_member_says_what_its_process_does() -> None:
     from errata.adapters import faust_trends
+
     damaged, bug = StateDamaged("trends_unreadable: x"), ValueError("text")
     assert faust_trends.told(damaged) is damaged
     assert faust_trends.told(bug) is bug, "a bug is a bug: it is not started again"
     for passing in (OSError("secret"), MemoryError(), TimeoutError(), None):
         error = faust_trends.told(passing)
+        assert isinstance(error, Unavailable)
         assert error.exit_code == 75
         assert "secret" not in str(error)
