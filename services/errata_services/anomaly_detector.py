@@ -133,6 +133,7 @@ class AnomalyDetector:
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
         blocks: dict[int, np.ndarray[tuple[int], np.dtype[np.uint64]]] = {}
+        slots = []
         taken = 0
         for key, value in sorted(entries.items()):
             if key == TABLE_KEY:
@@ -146,20 +147,22 @@ class AnomalyDetector:
                 version, _, arrays = unpack_arrays(value)
                 self._departed[partition] = Departed.of_arrays(DEPARTED_SCHEMA.read(version, arrays))
             elif key.startswith(SLOT):
-                self._restore_slot(partition, value)
+                slots.append(value)
             else:
                 raise StateDamaged("foreign_key: it holds a key that this stage does not write")
+        self._state.unpack(partition, map(self._opened, slots))
         self._keeper.forget(partition)
         self._seen[partition] = SeenIds()
         self._seen[partition].rewind(taken, blocks)
         self._committed[partition] = dict(entries)
 
-    def _restore_slot(self, partition: int, value: bytes) -> None:
+    def _opened(self, value: bytes) -> tuple[Profile, Mapping[str, object], Mapping[str, Ints]]:
+        """A slot's record: its profile of today, its plain data, its arrays."""
         version, *content = unpack_arrays(value)
         meta, arrays = SLOT_SCHEMA.read(version, content)
         tenant, model, _ = meta["slot"]
         layout = self._layouts.get(model_key(tenant, model)) or compile_layout(tenant, model, None, None)
-        self._state.unpack(partition, self._profile(layout), meta, arrays)
+        return self._profile(layout), meta, arrays
 
     def revoke(self, partition: int) -> None:
         for slot in self._state.slots_of(partition):

@@ -1,4 +1,8 @@
-"""The only place that picks adapters."""
+"""The only place that picks adapters.
+
+Those of databases are imported where they are opened: their libraries take half a second, which a detector that comes
+back from a kill, and needs none of them, would spend while its partitions wait.
+"""
 
 import os
 import sys
@@ -7,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import platformdirs
@@ -17,7 +21,6 @@ from pydantic import SecretStr
 from errata import __version__
 from errata.adapters.aead import KEY_BYTES, Aead, read_or_make_key
 from errata.adapters.context_memory import MemoryContextStore
-from errata.adapters.context_redis import TIMEOUT_S, RedisContextStore
 from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder, plain_json
 from errata.adapters.http_health import open_health_server
 from errata.adapters.journal import DataLock, Journal
@@ -25,7 +28,6 @@ from errata.adapters.kafka import KafkaTransport, check_topics, remake
 from errata.adapters.kafka_statistics import partition_lags, topic_lags
 from errata.adapters.memory import MemoryTransport
 from errata.adapters.prometheus import PrometheusMeter
-from errata.adapters.sql import PostgresLeaderLock, SqlCatalogue
 from errata.contracts import Contract, Reference, canonical
 from errata.contracts.topics import CONTRACTS, REFERENCES, STAGES, TOPICS
 from errata.domain.array_codec import PlainJson
@@ -51,6 +53,10 @@ from errata.runtime.replay import Letters
 from errata.runtime.telemetry import KEEPER, KeeperTelemetry, StageTelemetry, Telemetry
 from errata.settings import ServiceSettings, read_service_settings, read_settings
 
+if TYPE_CHECKING:
+    from errata.adapters.context_redis import RedisContextStore
+    from errata.adapters.sql import SqlCatalogue
+
 CATALOGUE_FILE = "catalogue.sqlite"
 JOURNAL_FILE = "journal.bin"
 REDACTION_KEY_FILE = "redaction.key"
@@ -65,6 +71,8 @@ def data_folder(option: Path | None) -> Path:
 
 def open_catalogue(data: Path) -> Catalogue:
     """The catalogue of a data folder, brought to this version's schema; made when it is not there."""
+    from errata.adapters.sql import SqlCatalogue
+
     make_folder(data)
     catalogue = SqlCatalogue.of_file(data / CATALOGUE_FILE)
     try:
@@ -92,6 +100,8 @@ class Parts:
 @contextmanager
 def embedded_parts(data: Path | None) -> Iterator[Parts]:
     """Adapters in memory, or with ``data`` on a journal and SQLite in that folder; one process holds it at a time."""
+    from errata.adapters.sql import SqlCatalogue
+
     with ExitStack() as stack:
         if data is None:
             catalogue: Catalogue = SqlCatalogue("sqlite://")
@@ -231,6 +241,8 @@ class KeeperParts:
 @contextmanager
 def keeper_parts(settings: ServiceSettings) -> Iterator[KeeperParts]:
     """Adapters of a keeper, its log, its health and metrics; refuses topics that are not as they must be."""
+    from errata.adapters.sql import PostgresLeaderLock
+
     url = _required(settings.database_url, "database_url", "postgresql://user:password@host/database")
     secrets = [url, *_kafka_secrets(settings)]
     configure_logging(KEEPER, settings.instance, _logs_json(settings), version=__version__, secrets=secrets)
@@ -249,14 +261,18 @@ def keeper_parts(settings: ServiceSettings) -> Iterator[KeeperParts]:
         yield KeeperParts(transport, lock, telemetry, health)
 
 
-def context_store(settings: ServiceSettings, timeout_s: float = TIMEOUT_S) -> RedisContextStore:
+def context_store(settings: ServiceSettings, timeout_s: float | None = None) -> "RedisContextStore":
     """The context in Redis; not connected to yet."""
+    from errata.adapters.context_redis import TIMEOUT_S, RedisContextStore
+
     url = _required(settings.redis_url, "redis_url", "redis://host:6379/0")
-    return RedisContextStore.of_url(url, prefix=settings.topic_prefix, timeout_s=timeout_s)
+    return RedisContextStore.of_url(url, prefix=settings.topic_prefix, timeout_s=timeout_s or TIMEOUT_S)
 
 
-def service_catalogue(settings: ServiceSettings, service: str) -> SqlCatalogue:
+def service_catalogue(settings: ServiceSettings, service: str) -> "SqlCatalogue":
     """The catalogue in PostgreSQL; not connected to yet."""
+    from errata.adapters.sql import SqlCatalogue
+
     url = _required(settings.database_url, "database_url", "postgresql://user:password@host/database")
     return SqlCatalogue(url, service=service)
 

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from errata.contracts import Contract, Reference
 from errata.contracts.topics import CONTRACTS, REFERENCES, STAGES, TOPICS, state_topic
 from errata.domain.array_codec import pack_arrays, unpack_arrays
 from errata.domain.detection import state as state_module
-from errata.domain.detection.state import SLOT_SCHEMA, WIDTH
+from errata.domain.detection.state import SLOT_SCHEMA, WIDTH, State, Tables
 from errata.domain.state_schemas import Schema
 from errata.errors import StateDamaged
 from errata.ports import Outgoing, Record
@@ -150,3 +151,54 @@ def test_a_key_that_the_stage_does_not_write_is_refused() -> None:
     entries, transport = restored(RELEASES[-1])
     with pytest.raises(StateDamaged, match=r"^foreign_key: "):
         stage(RELEASES[-1], {**entries, b"counts:x": b"\x01\x01\x01\x00{}"}, transport)
+
+
+def test_a_slot_whose_arrays_are_not_of_one_length_is_refused() -> None:
+    """The counts of slots lie one behind the other: one with too many would shift those of all that follow."""
+    entries, transport = restored(RELEASES[-1])
+    stage(RELEASES[-1], entries, transport)  # it is the change below that is refused
+    key = next(key for key in sorted(entries) if key.startswith(SLOT))
+    version, meta, arrays = unpack_arrays(entries[key])
+    for name in ("first_us", "milli_sums"):
+        longer = {**arrays, name: np.append(arrays[name], 7)}
+        with pytest.raises(ValueError, match="as many counts as times and sums"):
+            stage(RELEASES[-1], {**entries, key: pack_arrays(version, meta, longer)}, transport)
+    narrow = {**arrays, "fixed": arrays["fixed"][:-1]}
+    with pytest.raises(ValueError, match="shape"):
+        stage(RELEASES[-1], {**entries, key: pack_arrays(version, meta, narrow)}, transport)
+
+
+def test_slots_that_are_restored_have_the_tables_of_slots_that_came_one_by_one() -> None:
+    """With a place of a slot that left among them, and one that was given another profile and lies elsewhere."""
+    entries, transport = restored(RELEASES[-1])
+    together = stage(RELEASES[-1], entries, transport).state
+    alone = State()
+    for slot in together.slots_of(0):
+        alone.add(*slot.key, 0, slot.profile)
+    same_tables(together.tables, alone.tables)
+    gone, moved = alone.slots_of(0)[0], alone.slots_of(0)[1]
+    alone.remove(gone)
+    alone.replace_profile(moved, moved.profile)
+    tables = alone.tables
+    with pytest.raises(AssertionError):
+        same_tables(together.tables, tables)
+    for slot in alone.slots_of(0):
+        counters, cells = alone.counters_of(slot), alone.cells_of(slot)
+        assert tables.counter_base[slot.index] == counters.start
+        assert (tables.slot_of_counter[counters] == slot.index).all()
+        assert tables.threshold[counters].tolist() == [counter.threshold for counter in slot.profile.counters]
+        first = tables.number_cell[tables.number_channel[slot.index] :][: slot.profile.number_channels]
+        assert (
+            first.tolist()
+            == [
+                cells.start + base if channel else -1
+                for channel, base in zip(slot.profile.channels, slot.profile.cell_base, strict=True)
+            ][: slot.profile.number_channels]
+        )
+    alone.compact()
+    assert len(alone.tables.features) == len(together.slots_of(0)) - 1
+
+
+def same_tables(one: Tables, other: Tables) -> None:
+    for field in fields(Tables):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))

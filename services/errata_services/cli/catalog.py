@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.adapters.sql import SqlCatalogue
 from errata.contracts import canonical
 from errata.errors import Misconfigured
 from errata.settings import read_service_settings
 from errata_services.bootstrap import CATALOGUE_FILE, make_folder, service_catalogue
+
+if TYPE_CHECKING:
+    from errata.adapters.sql import SqlCatalogue
 
 app = typer.Typer(no_args_is_help=True, help="The catalogue's database: migrate, check.")
 
@@ -54,10 +56,12 @@ def check(json: Json = False, data: Data = None) -> None:
 
 
 @contextmanager
-def _catalogue(data: Path | None) -> Iterator[SqlCatalogue]:
+def _catalogue(data: Path | None) -> Iterator["SqlCatalogue"]:
     if data is None:
         catalogue = service_catalogue(read_service_settings(), "migrate")
     else:
+        from errata.adapters.sql import SqlCatalogue
+
         make_folder(data)
         catalogue = SqlCatalogue.of_file(data / CATALOGUE_FILE)
     try:

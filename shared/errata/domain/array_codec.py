@@ -7,6 +7,7 @@ of the header. Equal content gives equal bytes, whatever the order in which the 
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -33,9 +34,14 @@ def seal_envelope(codec: int, schema_version: int, payload: bytes) -> bytes:
 
 def open_envelope(value: bytes) -> tuple[int, int, bytes]:
     """Codec, schema version and payload of a value. Raises ``ValueError`` for what is no value of this version."""
+    return *envelope_of(value), value[_ENVELOPE_BYTES:]
+
+
+def envelope_of(value: bytes) -> tuple[int, int]:
+    """Codec and schema version of a value. Raises ``ValueError`` for what is no value of this version."""
     if len(value) < _ENVELOPE_BYTES or value[0] != ENVELOPE_VERSION:
         raise ValueError("not a state value of envelope version 1")
-    return value[1], int.from_bytes(value[2:4], "little"), value[_ENVELOPE_BYTES:]
+    return value[1], int.from_bytes(value[2:4], "little")
 
 
 def pack_json(schema_version: int, value: object) -> bytes:
@@ -76,28 +82,35 @@ def pack_arrays(
 
 
 def unpack_arrays(value: bytes) -> tuple[int, dict[str, Any], dict[str, NDArray[Any]]]:
-    """Schema version, ``meta`` and arrays (writable copies) of a value that `pack_arrays` made.
+    """Schema version, ``meta`` and arrays (views of its bytes, read-only) of a value that `pack_arrays` made.
 
     Raises ``ValueError`` when the bytes are not exactly what the header says.
     """
-    codec, schema_version, payload = open_envelope(value)
+    codec, schema_version = envelope_of(value)
     if codec != CODEC_ARRAYS:
         raise ValueError(f"a state value of arrays has codec {CODEC_ARRAYS}, not {codec}")
-    start = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
-    header = json.loads(payload[_LENGTH_BYTES:start].decode())
+    header_at = _ENVELOPE_BYTES + _LENGTH_BYTES
+    start = header_at + int.from_bytes(value[_ENVELOPE_BYTES:header_at], "little")
+    header = json.loads(value[header_at:start].decode())
     arrays: dict[str, NDArray[Any]] = {}
     for name, type_name, shape in header["arrays"]:
-        dtype = np.dtype(type_name)
-        if dtype.kind not in _KINDS:
-            raise ValueError(f"array {name} is of a type that state does not hold")
-        size = prod(shape)
-        if len(payload) < start + size * dtype.itemsize:
+        dtype = _dtype(type_name)
+        size_bytes = prod(shape) * dtype.itemsize
+        if len(value) < start + size_bytes:
             raise ValueError(f"array {name} is cut off")
-        arrays[name] = np.frombuffer(payload, dtype, size, start).reshape(shape).copy()
-        start += size * dtype.itemsize
-    if start != len(payload):
+        arrays[name] = np.ndarray(shape, dtype, value, start)
+        start += size_bytes
+    if start != len(value):
         raise ValueError("bytes follow the last array")
     return schema_version, header["meta"], arrays
+
+
+@lru_cache(maxsize=64)
+def _dtype(name: str) -> np.dtype[Any]:
+    dtype = np.dtype(name)
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"an array is of type {name}, which state does not hold")
+    return dtype
 
 
 def _little_endian(name: str, array: NDArray[Any]) -> NDArray[Any]:

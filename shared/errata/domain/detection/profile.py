@@ -4,7 +4,7 @@ A *channel* is a distribution that is counted in cells: a feature, the latency, 
 A *counter* counts events of a window that share a fault: (detector, subject, reason).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate, pairwise
@@ -93,6 +93,38 @@ def _drift_table(channels: tuple["Channel | None", ...], bases: tuple[int, ...],
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """What a slot of this profile adds to the tables of all slots (`errata.domain.detection.state.Tables`)."""
+
+    number_cell: NDArray[np.int64]  # of each number channel its first cell, −1 when it is not counted
+    category_cell: NDArray[np.int64]
+    edges: NDArray[np.float64]  # number channels × 15
+    low: NDArray[np.float64]  # of each number channel
+    high: NDArray[np.float64]
+    threshold: NDArray[np.int64]  # of each counter
+    admitted: NDArray[np.bool_]
+
+
+UNBOUNDED = np.full(3, np.inf)  # latency, confidence and output have no bounds of their own
+
+
+def _columns(
+    channels: Sequence[Channel | None], bases: Sequence[int], numbers: int, counters: Sequence[Counter],
+    low: NDArray[np.float64], high: NDArray[np.float64],
+) -> Columns:  # fmt: skip
+    cells = np.array([base if channel else -1 for channel, base in zip(channels, bases, strict=True)], np.int64)
+    return Columns(
+        cells[:numbers],
+        cells[numbers:],
+        np.stack([padded_edges(channel.edges if channel else ()) for channel in channels[:numbers]]),
+        np.concatenate([low, -UNBOUNDED]),
+        np.concatenate([high, UNBOUNDED]),
+        np.array([counter.threshold for counter in counters], np.int64),
+        np.array([counter.admitted for counter in counters], np.bool_),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Everything detection knows of one model, by place: channel i, counter i, feature i of its layout."""
 
@@ -111,7 +143,8 @@ class Profile:
     latency_p95_ms: float
     error_rate: float  # p0 of the CUSUM bank, NaN without labels in the reference
     place: Mapping[str, int]  # of a feature in its layout
-    drift: "DriftTable"
+    drift: DriftTable
+    columns: Columns
 
     @property
     def features(self) -> int:
@@ -298,10 +331,11 @@ def _compile_profile(layout: Layout) -> Profile:
     sizes = [channel.cells if channel else 0 for channel in channels]
     cell_base = tuple(accumulate(sizes, initial=0))[:-1]
     error = reference.error if reference else None
+    counters = _counters(layout)
     return Profile(
         layout=layout,
         channels=channels,
-        counters=_counters(layout),
+        counters=counters,
         cell_base=cell_base,
         cells=sum(sizes),
         low=low,
@@ -318,6 +352,7 @@ def _compile_profile(layout: Layout) -> Profile:
         error_rate=reference_error_rate(error.wrong, error.outcomes) if error else float("nan"),
         place={name: i for i, name in enumerate(layout.features)},
         drift=_drift_table(channels, cell_base, sum(sizes)),
+        columns=_columns(channels, cell_base, len(layout.numbers) + 3, counters, low, high),
     )
 
 

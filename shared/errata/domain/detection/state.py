@@ -6,7 +6,7 @@ arrays from its base on. What is not numbers (samples by reference, episodes) is
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from errata.domain.columns import Layout
 from errata.domain.detection.episodes import SlotEpisodes
-from errata.domain.detection.profile import Profile, compile_profile, padded_edges
+from errata.domain.detection.profile import INNER_EDGES, Profile, compile_profile
 from errata.domain.state_schemas import Schema
 
 Ints = NDArray[np.int64]
@@ -32,6 +32,7 @@ CUSUM = 17
 SUM, RUN, RUN_US, RUN_WRONG, CHAIN, CHAIN_US, CHAIN_WRONG, LAST_ALARM = range(8)
 WIDTH = CUSUM + 8 * len(BANK)
 UNSET_FIELDS = (START_RECORD_US, START_US, LAST_US, MAX_US, OUT_START_US, OUT_LAST_US, OUT_START_RECORD_US)
+STAYING_FIELDS = [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]
 SAMPLE = 8  # exemplars and controls
 SLOT_OVERHEAD_BYTES = 4_096  # what samples, an episode and names may take beside the arrays
 UNSEEN_US = -1
@@ -46,7 +47,7 @@ IDS_SCHEMA = Schema("count of ids", 1)
 TABLES_SCHEMA = Schema("tables in force", 1)
 DEPARTED_SCHEMA = Schema("departed slots", 1)
 NOBODY = compile_profile(Layout("", "", None, None))  # of a slot that was given up
-UNBOUNDED = np.full(3, np.inf)  # latency, confidence and output have no bounds of their own
+_NONE, _NO_NUMBERS, _NO_FLAGS = np.zeros(0, np.int64), np.zeros(0, np.float64), np.zeros(0, np.bool_)
 
 Sampled = tuple[int, str, int, int, str]  # hash of the event id, topic, partition, offset, prediction id
 
@@ -172,9 +173,7 @@ class State:
         slot.profile = profile
         slot.cell_base, slot.counter_base = len(self.cells), len(self.counts)
         slot.sample, slot.wrong_sample, slot.counter_samples, slot.fired = [], [], {}, set()
-        keep = self.fixed[slot.index, [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]].copy()
-        self.fixed[slot.index] = fresh_row()[0]
-        self.fixed[slot.index, [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES, UNJUDGED]] = keep
+        self.fixed[slot.index] = _started_over(self.fixed[slot.index])
         self._grow(profile)
 
     def remove(self, slot: Slot) -> None:
@@ -247,29 +246,60 @@ class State:
         }
         return meta, arrays
 
-    def unpack(self, partition: int, profile: Profile, meta: Mapping[str, Any], arrays: Mapping[str, Ints]) -> Slot:
-        """A slot as it was packed; with another contract or reference than then its windows start over."""
-        tenant, model, purpose = meta["slot"]
-        same = (meta["contract"], meta["reference"]) == (profile.contract_hash, profile.reference_hash)
-        same = same and len(arrays["cells"]) == profile.cells and len(arrays["counts"]) == len(profile.counters)
-        slot = self.add(tenant, model, purpose, partition, profile)
-        self.fixed[slot.index] = arrays["fixed"]
-        self.seen_us[slot.index] = meta["seen_us"] if "seen_us" in meta else _newest_us(arrays["fixed"])
-        slot.episodes = SlotEpisodes.from_plain(meta["episodes"])
-        slot.controls = [_sampled(row) for row in meta["controls"]]
-        if not same:
-            self.replace_profile(slot, profile)
-            return slot
-        counters = self.counters_of(slot)
-        self.cells[self.cells_of(slot)] = arrays["cells"]
-        self.counts[counters] = arrays["counts"]
-        self.first_us[counters] = arrays["first_us"]
-        self.milli_sums[counters] = arrays["milli_sums"]
-        slot.sample = [_sampled(row) for row in meta["sample"]]
-        slot.wrong_sample = [_sampled(row) for row in meta["wrong_sample"]]
-        slot.counter_samples = {int(c): [_sampled(row) for row in rows] for c, rows in meta["counter_samples"]}
-        slot.fired = set(meta["fired"])
-        return slot
+    def unpack(self, partition: int, packed: Iterable[tuple[Profile, Mapping[str, Any], Mapping[str, Ints]]]) -> None:
+        """Slots as they were packed; those with another contract or reference than then begin new windows.
+
+        All at once: after a crash every millisecond spent on a slot is one more of silence, and there are thousands.
+        """
+        cell_base, counter_base = len(self.cells), len(self.counts)
+        fixed, cells, counts, first_us, milli_sums = (list[Ints]() for _ in range(5))
+        seen_us: list[int] = []
+        held_bytes = 0
+        for profile, meta, arrays in packed:
+            tenant, model, purpose = meta["slot"]
+            slot = Slot(len(self.slots), tenant, model, purpose, partition, profile, cell_base, counter_base)
+            slot.episodes = SlotEpisodes.from_plain(meta["episodes"])
+            slot.controls = [_sampled(row) for row in meta["controls"]]
+            counters = len(profile.counters)
+            row = arrays["fixed"]
+            seen_us.append(meta["seen_us"] if "seen_us" in meta else _newest_us(row))
+            if (
+                (meta["contract"], meta["reference"]) == (profile.contract_hash, profile.reference_hash)
+                and len(arrays["cells"]) == profile.cells
+                and len(arrays["counts"]) == counters
+            ):
+                slot.sample = [_sampled(one) for one in meta["sample"]]
+                slot.wrong_sample = [_sampled(one) for one in meta["wrong_sample"]]
+                slot.counter_samples = {int(c): [_sampled(one) for one in rows] for c, rows in meta["counter_samples"]}
+                slot.fired = set(meta["fired"])
+                cells.append(arrays["cells"])
+                counts.append(arrays["counts"])
+                first_us.append(arrays["first_us"])
+                milli_sums.append(arrays["milli_sums"])
+            else:
+                row = _started_over(row)
+                cells.append(np.zeros(profile.cells, np.int64))
+                counts.append(np.zeros(counters, np.int64))
+                first_us.append(np.full(counters, -1, np.int64))
+                milli_sums.append(np.zeros(counters, np.int64))
+            fixed.append(row)
+            self.slots.append(slot)
+            self.by_key[slot.key] = slot.index
+            cell_base += profile.cells
+            counter_base += counters
+            held_bytes += slot_bytes(profile)
+        if not fixed:
+            return
+        self.fixed = _extended(self.fixed, np.stack(fixed))
+        self.seen_us = _extended(self.seen_us, np.array(seen_us, np.int64))
+        self.cells = _extended(self.cells, np.concatenate(cells))
+        if not [len(one) for one in counts] == [len(one) for one in first_us] == [len(one) for one in milli_sums]:
+            raise ValueError("a slot has not as many counts as times and sums")
+        self.counts = _extended(self.counts, np.concatenate(counts))
+        self.first_us = _extended(self.first_us, np.concatenate(first_us))
+        self.milli_sums = _extended(self.milli_sums, np.concatenate(milli_sums))
+        self.held_bytes[partition] = self.held_bytes.get(partition, 0) + held_bytes
+        self._tables = None
 
     @property
     def tables(self) -> Tables:
@@ -278,68 +308,82 @@ class State:
         return self._tables
 
     def _tabulate(self) -> Tables:
-        slots = self.slots
-        profiles = [slot.profile if slot else NOBODY for slot in slots]
-        number_cell: list[int] = []
-        category_cell: list[int] = []
-        edges: list[NDArray[np.float64]] = []
-        low: list[NDArray[np.float64]] = []
-        high: list[NDArray[np.float64]] = []
-        number_base, category_base, feature_base = [], [], []
-        features = 0
+        """Concatenated by slot. Models without contract and reference share a profile, so that what costs Python's
+        time is asked once of each profile."""
+        profiles = [slot.profile if slot else NOBODY for slot in self.slots]
+        place: dict[int, int] = {}
+        which = np.array([place.setdefault(id(profile), len(place)) for profile in profiles], np.int64)
+        distinct = list({id(profile): profile for profile in profiles}.values())
+        columns = [profile.columns for profile in profiles]
+        held = [slot for slot in self.slots if slot is not None]
+        cell_base = np.array([slot.cell_base if slot else 0 for slot in self.slots], np.int64)
+        counter_base = np.array([slot.counter_base if slot else 0 for slot in self.slots], np.int64)
+        features = np.array([p.features for p in distinct], np.int64)[which]
+        channels = np.array([p.number_channels for p in distinct], np.int64)[which]
+        categories = np.array([len(p.columns.category_cell) for p in distinct], np.int64)[which]
+        low = np.concatenate([_NO_NUMBERS, *(one.low for one in columns)])
+        high = np.concatenate([_NO_NUMBERS, *(one.high for one in columns)])
+        mine = np.array([slot.index for slot in held], np.int64)
+        counters = np.array([len(p.counters) for p in distinct], np.int64)[which[mine]]
+        targets = _ranges(counter_base[mine], counters)
         slot_of_counter = np.zeros(len(self.counts), np.int64)
+        slot_of_counter[targets] = np.repeat(mine, counters)
         threshold = np.full(len(self.counts), np.iinfo(np.int64).max // 2, np.int64)
+        threshold[targets] = np.concatenate([_NONE, *(slot.profile.columns.threshold for slot in held)])
         admitted = np.zeros(len(self.counts), np.bool_)
-        for slot, profile in zip(slots, profiles, strict=True):
-            number_base.append(len(number_cell))
-            category_base.append(len(category_cell))
-            feature_base.append(features)
-            features += profile.features
-            base = slot.cell_base if slot else 0
-            for i, channel in enumerate(profile.channels):
-                cell = base + profile.cell_base[i] if channel else -1
-                if i < profile.number_channels:
-                    number_cell.append(cell)
-                    edges.append(padded_edges(channel.edges if channel else ()))
-                else:
-                    category_cell.append(cell)
-            low += [profile.low, -UNBOUNDED]
-            high += [profile.high, UNBOUNDED]
-            if slot:
-                counters = self.counters_of(slot)
-                slot_of_counter[counters] = slot.index
-                threshold[counters] = [counter.threshold for counter in profile.counters]
-                admitted[counters] = [counter.admitted for counter in profile.counters]
-        lowest, highest = np.concatenate([np.zeros(0), *low]), np.concatenate([np.zeros(0), *high])
-        contracts = [p.layout.contract for p in profiles]
+        admitted[targets] = np.concatenate([_NO_FLAGS, *(slot.profile.columns.admitted for slot in held)])
+        contracts = [p.layout.contract for p in distinct]
         outputs = [contract.output.type if contract and contract.output else "" for contract in contracts]
         return Tables(
-            features=np.array([p.features for p in profiles], np.int64),
-            numbers=np.array([len(p.layout.numbers) for p in profiles], np.int64),
-            counter_base=np.array([slot.counter_base if slot else 0 for slot in slots], np.int64),
-            number_channel=np.array(number_base, np.int64),
-            category_channel=np.array(category_base, np.int64),
-            feature_base=np.array(feature_base, np.int64),
-            edges=np.stack(edges) if edges else np.zeros((0, 15)),
-            low=lowest,
-            high=highest,
-            bounded=bool(np.isfinite(lowest).any() or np.isfinite(highest).any()),
-            number_cell=np.array(number_cell, np.int64),
-            category_cell=np.array(category_cell, np.int64),
-            required=np.concatenate([np.zeros(0, np.bool_), *(p.required for p in profiles)]),
+            features=features,
+            numbers=np.array([len(p.layout.numbers) for p in distinct], np.int64)[which],
+            counter_base=counter_base,
+            number_channel=_bases(channels),
+            category_channel=_bases(categories),
+            feature_base=_bases(features),
+            edges=np.concatenate([np.zeros((0, INNER_EDGES)), *(one.edges for one in columns)]),
+            low=low,
+            high=high,
+            bounded=bool(np.isfinite(low).any() or np.isfinite(high).any()),
+            number_cell=_placed([one.number_cell for one in columns], cell_base, channels),
+            category_cell=_placed([one.category_cell for one in columns], cell_base, categories),
+            required=np.concatenate([_NO_FLAGS, *(p.required for p in profiles)]),
             threshold=threshold,
             admitted=admitted,
-            latency_limit_ms=np.array([p.latency_limit_ms for p in profiles]),
-            latency_p95_ms=np.array([p.latency_p95_ms for p in profiles]),
-            output_low=np.array([p.output_low for p in profiles]),
-            output_high=np.array([p.output_high for p in profiles]),
-            forbids=np.array([any(p.forbidden) for p in profiles], np.bool_),
-            numeric_output=np.array([o == "number" for o in outputs], np.bool_),
-            class_output=np.array([o != "number" and o != "vector" for o in outputs], np.bool_),
+            latency_limit_ms=np.array([p.latency_limit_ms for p in distinct], np.float64)[which],
+            latency_p95_ms=np.array([p.latency_p95_ms for p in distinct], np.float64)[which],
+            output_low=np.array([p.output_low for p in distinct], np.float64)[which],
+            output_high=np.array([p.output_high for p in distinct], np.float64)[which],
+            forbids=np.array([any(p.forbidden) for p in distinct], np.bool_)[which],
+            numeric_output=np.array([o == "number" for o in outputs], np.bool_)[which],
+            class_output=np.array([o != "number" and o != "vector" for o in outputs], np.bool_)[which],
             slot_of_counter=slot_of_counter,
             profiles=profiles,
-            bank=np.array([bank_increments(p.error_rate) for p in profiles], np.int64).reshape(-1, len(BANK), 2),
+            bank=np.array([bank_increments(p.error_rate) for p in distinct], np.int64).reshape(-1, len(BANK), 2)[which],
         )
+
+
+def _bases(lengths: Ints) -> Ints:
+    """Where each of some ranges begins that lie one behind the other."""
+    bases: Ints = np.cumsum(lengths) - lengths
+    return bases
+
+
+def _ranges(starts: Ints, lengths: Ints) -> Ints:
+    """The numbers of ranges, one range after the other.
+
+    >>> _ranges(np.array([10, 3]), np.array([2, 1])).tolist()
+    [10, 11, 3]
+    """
+    numbers: Ints = np.repeat(starts - _bases(lengths), lengths) + np.arange(lengths.sum())
+    return numbers
+
+
+def _placed(cells: Sequence[Ints], cell_base: Ints, lengths: Ints) -> Ints:
+    """First cells of channels, counted from the beginning of all; −1 stays."""
+    inside = np.concatenate([_NONE, *cells])
+    placed: Ints = np.where(inside < 0, inside, inside + np.repeat(cell_base, lengths))
+    return placed
 
 
 @cache
@@ -351,6 +395,13 @@ def fresh_row() -> Ints:
         row[0, [CUSUM + 8 * f + RUN_US, CUSUM + 8 * f + CHAIN_US]] = -1
         row[0, CUSUM + 8 * f + LAST_ALARM] = -(10**9)
     return row
+
+
+def _started_over(row: Ints) -> Ints:
+    """The fixed fields of a slot whose windows begin anew: what it has counted since ever stays."""
+    fresh: Ints = fresh_row()[0].copy()
+    fresh[STAYING_FIELDS] = row[STAYING_FIELDS]
+    return fresh
 
 
 def slot_bytes(profile: Profile) -> int:
