@@ -9,10 +9,10 @@ from itertools import count
 from threading import Timer
 from time import monotonic
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from tests.integration.mock_cluster import FUNCTIONS, Api, MockCluster, library, mock_cluster
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport
@@ -154,6 +154,34 @@ def test_an_answer_within_a_transaction(place: Place, api: Api, name: str, becom
             assert isinstance(error, Aborted)  # after a refused record the client's numbers of records are off once
             producer.abort()
         pytest.fail(f"void again and again: {error}")
+
+
+class Late:
+    """A client that knows of a refused record before its report was read."""
+
+    def __init__(self, producer: KafkaProducer, report: KafkaError | None) -> None:
+        self._producer = producer
+        self._report = report
+
+    def send_offsets_to_transaction(self, *_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE, "void", txn_requires_abort=True))
+
+    def poll(self, _: float) -> int:
+        if self._report is not None:
+            self._producer._delivered(self._report, cast(Message, None))
+        return 0
+
+
+@pytest.mark.parametrize(("name", "becomes"), [("TOPIC_AUTHORIZATION_FAILED", Misconfigured), ("", Aborted)])
+def test_a_record_that_is_refused_is_told_by_the_offsets_too(place: Place, name: str, becomes: type[Exception]) -> None:
+    producer = place.producer()
+    real = producer._client
+    producer.begin()
+    producer._client = cast(Producer, Late(producer, KafkaError(getattr(KafkaError, name)) if name else None))
+    with pytest.raises(becomes):
+        producer.send_offsets({PLACE: 1}, place.member)
+    producer._client = real
+    producer.abort()
 
 
 @pytest.mark.parametrize("name", ["INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED"])

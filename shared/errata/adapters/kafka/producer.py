@@ -21,6 +21,7 @@ INIT_SLICE_S = 1.0
 END_TIMEOUT_S = 10.0  # of commit, abort and offsets
 LAST_ABORT_TIMEOUT_S = 2.0
 FULL_QUEUE_POLL_S = 0.05
+REPORT_S = 0.2
 
 
 class KafkaProducer(OfOneProcess):
@@ -152,6 +153,10 @@ class KafkaProducer(OfOneProcess):
         found = failure(error, f"{self._id}: {doing}")
         if error.txn_requires_abort():
             # The commit says only that records are missing; a right that is missing comes back with no retry.
+            if self._undelivered is None and error.code() == KafkaError._STATE:
+                # Void by what was written, before its report has come: that is behind it by an instant.
+                with suppress(KafkaException):
+                    self._client.poll(REPORT_S)
             why = self._undelivered and failure(self._undelivered, f"{self._id}: write")
             return why if isinstance(why, Misconfigured) else found
         if isinstance(found, Fenced) and monotonic() - self._began_s > self._transaction_timeout_s:
