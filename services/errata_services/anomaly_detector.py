@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b, sha256
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from errata.contracts.topics import (
     model_key,
     state_topic,
 )
-from errata.domain.array_codec import PlainJson, pack_arrays, pack_json, unpack_arrays, unpack_json
+from errata.domain.array_codec import PlainJson, pack_arrays, pack_json, unpack_alike, unpack_arrays, unpack_json
 from errata.domain.columns import PURPOSES, Batch, Beat, Ints, Layout, Outcomes, Predictions
 from errata.domain.detection.anomalies import anomaly_of, case_id, config_hash
 from errata.domain.detection.engine import DETECTORS, LABEL_DETECTORS, Engine, Judged, clamped
@@ -34,6 +35,7 @@ from errata.domain.detection.state import (
     BLOCK_SCHEMA,
     DEPARTED_SCHEMA,
     IDS_SCHEMA,
+    NOBODY,
     SLOT_SCHEMA,
     TABLES_SCHEMA,
     Slot,
@@ -150,19 +152,28 @@ class AnomalyDetector:
                 slots.append(value)
             else:
                 raise StateDamaged("foreign_key: it holds a key that this stage does not write")
-        self._state.unpack(partition, map(self._opened, slots))
+        self._restore_slots(partition, slots)
         self._keeper.forget(partition)
         self._seen[partition] = SeenIds()
         self._seen[partition].rewind(taken, blocks)
         self._committed[partition] = dict(entries)
 
-    def _opened(self, value: bytes) -> tuple[Profile, Mapping[str, object], Mapping[str, Ints]]:
-        """A slot's record: its profile of today, its plain data, its arrays."""
-        version, *content = unpack_arrays(value)
-        meta, arrays = SLOT_SCHEMA.read(version, content)
-        tenant, model, _ = meta["slot"]
-        layout = self._layouts.get(model_key(tenant, model)) or compile_layout(tenant, model, None, None)
-        return self._profile(layout), meta, arrays
+    def _restore_slots(self, partition: int, values: Sequence[bytes]) -> None:
+        for alike in unpack_alike(values):
+            if alike.schema_version == SLOT_SCHEMA.version:
+                self._state.unpack(partition, self._profiles_of(alike.metas), alike.metas, alike.arrays)
+                continue
+            for at, old in enumerate(alike.metas):  # each is brought to this form by itself
+                content = old, {name: array[at] for name, array in alike.arrays.items()}
+                meta, arrays = SLOT_SCHEMA.read(alike.schema_version, content)
+                of_one = {name: array[np.newaxis] for name, array in arrays.items()}
+                self._state.unpack(partition, self._profiles_of([meta]), [meta], of_one)
+
+    def _profiles_of(self, metas: Sequence[Mapping[str, Any]]) -> list[Profile]:
+        """What each packed slot is judged by today."""
+        known = {(layout.tenant, layout.model): layout for layout in self._layouts.values()}
+        layouts = [known.get((meta["slot"][0], meta["slot"][1])) for meta in metas]
+        return [self._profile(layout) if layout else NOBODY for layout in layouts]
 
     def revoke(self, partition: int) -> None:
         for slot in self._state.slots_of(partition):

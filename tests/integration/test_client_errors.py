@@ -4,18 +4,20 @@ The answers come from librdkafka's mock cluster, so nothing here is about what b
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from threading import Timer
+from threading import Thread, Timer
 from time import monotonic
 from types import NoneType
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from tests.integration.mock_cluster import FUNCTIONS, Api, MockCluster, library, mock_cluster
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport
+from errata.adapters.kafka import producer as producer_module
 from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, StateDamaged, Unavailable
 from errata.ports import Outgoing
 from errata.runtime.worker import MAX_ABORTS_IN_A_ROW
@@ -225,6 +227,35 @@ def test_a_broker_that_is_away_for_a_moment_costs_nothing(place: Place) -> None:
     producer.commit()
     back.join()
     assert outcome(producer, place.member) is None
+
+
+def test_offsets_without_an_answer_hold_nobody(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client itself would wait until the broker is back: that is the control."""
+    monkeypatch.setattr(producer_module, "END_TIMEOUT_S", 1.0)
+    producer, client = place.producer(), place.producer()._client
+    client.begin_transaction()
+    producer.begin()
+    place.mock.set_down()
+    positions, member = [TopicPartition("in", 0, 1)], place.member.group_metadata()
+
+    def send() -> None:
+        with suppress(KafkaException):  # it has no answer to give; when it says so is the point
+            client.send_offsets_to_transaction(positions, member, 1.0)
+
+    alone = Thread(target=send, daemon=True)
+    alone.start()
+    try:
+        began_s = monotonic()
+        with pytest.raises(Unavailable, match="no answer within 3 s"):
+            producer.send_offsets({PLACE: 1}, place.member)
+        producer.abort()
+        producer.close()
+        assert monotonic() - began_s < 5
+        assert alone.is_alive()
+    finally:
+        place.mock.set_up()
+    alone.join(JOIN_S)
+    assert not alone.is_alive()
 
 
 def test_a_commit_without_an_answer_leaves_the_end_in_doubt(place: Place) -> None:

@@ -6,8 +6,8 @@ of the header. Equal content gives equal bytes, whatever the order in which the 
 """
 
 import json
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -82,35 +82,92 @@ def pack_arrays(
 
 
 def unpack_arrays(value: bytes) -> tuple[int, dict[str, Any], dict[str, NDArray[Any]]]:
-    """Schema version, ``meta`` and arrays (views of its bytes, read-only) of a value that `pack_arrays` made.
+    """Schema version, ``meta`` and arrays (views, read-only) of a value that `pack_arrays` made.
 
     Raises ``ValueError`` when the bytes are not exactly what the header says.
     """
+    (alike,) = unpack_alike([value])
+    return alike.schema_version, alike.metas[0], {name: array[0] for name, array in alike.arrays.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """What some values hold that have arrays of the same names, types and shapes.
+
+    ``metas`` is by value, and so is the first axis of each of ``arrays`` (views, read-only).
+    """
+
+    schema_version: int
+    metas: Sequence[dict[str, Any]]
+    arrays: Mapping[str, NDArray[Any]]
+
+
+def unpack_alike(values: Iterable[bytes]) -> list[Alike]:
+    """Values that `pack_arrays` made, those that are alike together and in order: a fifth of the time, for thousands.
+
+    Raises ``ValueError`` when bytes are not exactly what their header says.
+
+    >>> import numpy as np
+    >>> values = [pack_arrays(1, {"seq": n}, {"count": np.array([n, n + 1])}) for n in (3, 7)]
+    >>> (alike,) = unpack_alike(values)
+    >>> alike.metas, alike.arrays["count"].tolist()
+    ([{'seq': 3}, {'seq': 7}], [[3, 4], [7, 8]])
+    """
+    groups: dict[bytes, _Group] = {}
+    for value in values:
+        header_at = _ENVELOPE_BYTES + _LENGTH_BYTES
+        start = header_at + int.from_bytes(value[_ENVELOPE_BYTES:header_at], "little")
+        cut = value.find(_META, header_at, start)  # the header is canonical: what describes the arrays comes first
+        of = value[:_ENVELOPE_BYTES] + value[header_at:cut]
+        group = groups.get(of)
+        if group is None:
+            group = groups[of] = _group(value, value[header_at:cut])
+        if len(value) != start + group.size_bytes:
+            raise ValueError("its last array is cut off" if len(value) < start + group.size_bytes else _LEFT_OVER)
+        group.metas.append(value[cut + len(_META) : start - 1])
+        group.bodies.append(value[start:])
+    return [group.read() for group in groups.values()]
+
+
+_META = b',"meta":'
+_LEFT_OVER = "bytes follow the last array"
+
+
+@dataclass(slots=True)
+class _Group:
+    """Values that are alike, and where each array begins in them."""
+
+    schema_version: int
+    arrays: Sequence[tuple[str, np.dtype[Any], tuple[int, ...], int]]
+    size_bytes: int
+    metas: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+
+    def read(self) -> Alike:
+        metas = json.loads((b"[" + b",".join(self.metas) + b"]").decode())
+        if len(metas) != len(self.metas):
+            raise ValueError("a header is not what it must be")
+        body = b"".join(self.bodies)
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, dtype, shape, start in self.arrays:
+            each = (dtype.itemsize * prod(shape[at + 1 :]) for at in range(len(shape)))
+            arrays[name] = np.ndarray((len(metas), *shape), dtype, body, start, (self.size_bytes, *each))
+        return Alike(self.schema_version, metas, arrays)
+
+
+def _group(value: bytes, described: bytes) -> _Group:
     codec, schema_version = envelope_of(value)
     if codec != CODEC_ARRAYS:
         raise ValueError(f"a state value of arrays has codec {CODEC_ARRAYS}, not {codec}")
-    header_at = _ENVELOPE_BYTES + _LENGTH_BYTES
-    start = header_at + int.from_bytes(value[_ENVELOPE_BYTES:header_at], "little")
-    header = json.loads(value[header_at:start].decode())
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, type_name, shape in header["arrays"]:
-        dtype = _dtype(type_name)
-        size_bytes = prod(shape) * dtype.itemsize
-        if len(value) < start + size_bytes:
-            raise ValueError(f"array {name} is cut off")
-        arrays[name] = np.ndarray(shape, dtype, value, start)
-        start += size_bytes
-    if start != len(value):
-        raise ValueError("bytes follow the last array")
-    return schema_version, header["meta"], arrays
-
-
-@lru_cache(maxsize=64)
-def _dtype(name: str) -> np.dtype[Any]:
-    dtype = np.dtype(name)
-    if dtype.kind not in _KINDS:
-        raise ValueError(f"an array is of type {name}, which state does not hold")
-    return dtype
+    arrays = []
+    start = 0
+    for name, type_name, shape in json.loads(described.decode() + "}")["arrays"]:
+        dtype = np.dtype(type_name)
+        if dtype.kind not in _KINDS:
+            raise ValueError(f"array {name} is of a type that state does not hold")
+        arrays.append((name, dtype, tuple(shape), start))
+        start += prod(shape) * dtype.itemsize
+    return _Group(schema_version, arrays, start)
 
 
 def _little_endian(name: str, array: NDArray[Any]) -> NDArray[Any]:

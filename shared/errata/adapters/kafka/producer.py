@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Thread
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka._types import HeadersType
 
 from errata.adapters.kafka.config import transaction_timeout_ms
@@ -22,6 +23,7 @@ END_TIMEOUT_S = 10.0  # of commit, abort and offsets
 LAST_ABORT_TIMEOUT_S = 2.0
 FULL_QUEUE_POLL_S = 0.05
 REPORT_S = 0.2
+LATE_S = 2.0  # beyond its own time-out a call is waited for
 
 
 class KafkaProducer(OfOneProcess):
@@ -39,7 +41,7 @@ class KafkaProducer(OfOneProcess):
         self._undelivered: KafkaError | None = None  # of this transaction
         self._member: KafkaConsumer | None = None  # whose offsets it sends
         self._transaction_timeout_s = transaction_timeout_ms(connection.properties) / 1_000
-        self._open = self._in_doubt = self._closed = False
+        self._open = self._in_doubt = self._hangs = self._closed = False
         self._began_s = 0.0
         self._client: Producer = connection.producer(transactional_id, self._delivered)
         self._init()
@@ -80,7 +82,7 @@ class KafkaProducer(OfOneProcess):
         self._member = consumer
         positions = [self._connection.at(place, offset) for place, offset in sorted(offsets.items())]
         try:
-            self._client.send_offsets_to_transaction(positions, consumer.group_metadata(), END_TIMEOUT_S)
+            self._send_in_time(positions, consumer.group_metadata())
         except KafkaException as error:
             raise self._failure(error, "offsets") from None
 
@@ -98,6 +100,8 @@ class KafkaProducer(OfOneProcess):
         if not self._open:
             return
         self._open = False
+        if self._hangs:
+            return
         try:
             self._client.abort_transaction(LAST_ABORT_TIMEOUT_S if self._in_doubt else END_TIMEOUT_S)
         except KafkaException as error:
@@ -112,7 +116,31 @@ class KafkaProducer(OfOneProcess):
             self._in_doubt = True  # whatever comes of the abort, nobody waits long for it
             self.abort()
         self._closed = True
-        close_in_time(self._client, self._id)
+        if not self._hangs:  # it would wait for that call
+            close_in_time(self._client, self._id)
+
+    def _send_in_time(self, positions: list[TopicPartition], member: Any) -> None:
+        """Raises ``Unavailable`` when the client does not come back.
+
+        librdkafka forgets the time-out when the group's coordinator goes away at the wrong moment (its issue 5456), and
+        then waits for ever. The thread that it holds is left to it: the process is about to end.
+        """
+        failed: list[Exception] = []
+
+        def send() -> None:
+            try:
+                self._client.send_offsets_to_transaction(positions, member, END_TIMEOUT_S)
+            except Exception as error:
+                failed.append(error)
+
+        sending = Thread(target=send, name="errata-kafka-offsets", daemon=True)
+        sending.start()
+        sending.join(END_TIMEOUT_S + LATE_S)
+        if sending.is_alive():
+            self._hangs = True
+            raise self._doubt(f"{self._id}: offsets: no answer within {END_TIMEOUT_S + LATE_S:g} s")
+        if failed:
+            raise failed[0]
 
     def _enqueue(self, record: Outgoing, partition: int) -> None:
         topic, headers = self._connection.full(record.topic), cast(HeadersType, list(record.headers))

@@ -6,7 +6,7 @@ arrays from its base on. What is not numbers (samples by reference, episodes) is
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -96,6 +96,21 @@ class Slot:
     @property
     def key(self) -> tuple[str, str, str]:
         return self.tenant, self.model, self.purpose
+
+    def keep_episodes(self, meta: Mapping[str, Any]) -> None:
+        """What stays of a packed slot whatever it is judged by."""
+        self.episodes = SlotEpisodes.from_plain(meta["episodes"])
+        if meta["controls"]:
+            self.controls = [_sampled(row) for row in meta["controls"]]
+
+    def keep_samples(self, meta: Mapping[str, Any]) -> None:
+        """What belongs to its open windows."""
+        if meta["sample"]:
+            self.sample = [_sampled(row) for row in meta["sample"]]
+        if meta["wrong_sample"]:
+            self.wrong_sample = [_sampled(row) for row in meta["wrong_sample"]]
+        self.counter_samples = {int(c): [_sampled(row) for row in rows] for c, rows in meta["counter_samples"]}
+        self.fired = set(meta["fired"])
 
 
 @dataclass(slots=True)
@@ -246,59 +261,65 @@ class State:
         }
         return meta, arrays
 
-    def unpack(self, partition: int, packed: Iterable[tuple[Profile, Mapping[str, Any], Mapping[str, Ints]]]) -> None:
-        """Slots as they were packed; those with another contract or reference than then begin new windows.
+    def unpack(
+        self,
+        partition: int,
+        profiles: Sequence[Profile],
+        metas: Sequence[Mapping[str, Any]],
+        arrays: Mapping[str, Ints],
+    ) -> None:
+        """Slots as they were packed, of arrays of the same lengths: the first axis of each of ``arrays`` is by slot.
 
         All at once: after a crash every millisecond spent on a slot is one more of silence, and there are thousands.
+        Those with another contract or reference than then begin new windows. Raises ``ValueError`` for arrays that no
+        slot has.
         """
+        if arrays["fixed"].shape[1:] != (WIDTH,):
+            raise ValueError(f"a slot has {WIDTH} fixed fields")
+        if not arrays["counts"].shape == arrays["first_us"].shape == arrays["milli_sums"].shape:
+            raise ValueError("a slot has as many counts as times and sums")
+        cells, counters = arrays["cells"].shape[1], arrays["counts"].shape[1]
+        same = [
+            (meta["contract"], meta["reference"]) == (profile.contract_hash, profile.reference_hash)
+            and (profile.cells, len(profile.counters)) == (cells, counters)
+            for meta, profile in zip(metas, profiles, strict=True)
+        ]
+        going_on = np.flatnonzero(same).tolist()
+        theirs = {name: array[going_on] for name, array in arrays.items()}
+        self._go_on(partition, [profiles[i] for i in going_on], [metas[i] for i in going_on], theirs)
+        for i in np.flatnonzero(~np.array(same)).tolist():
+            tenant, model, purpose = metas[i]["slot"]
+            slot = self.add(tenant, model, purpose, partition, profiles[i])
+            self.fixed[slot.index] = _started_over(arrays["fixed"][i])
+            self.seen_us[slot.index] = _seen_us(metas[i], arrays["fixed"][i])
+            slot.keep_episodes(metas[i])
+
+    def _go_on(
+        self,
+        partition: int,
+        profiles: Sequence[Profile],
+        metas: Sequence[Mapping[str, Any]],
+        arrays: Mapping[str, Ints],
+    ) -> None:
+        """Slots that are judged as before."""
         cell_base, counter_base = len(self.cells), len(self.counts)
-        fixed, cells, counts, first_us, milli_sums = (list[Ints]() for _ in range(5))
-        seen_us: list[int] = []
-        held_bytes = 0
-        for profile, meta, arrays in packed:
+        for profile, meta in zip(profiles, metas, strict=True):
             tenant, model, purpose = meta["slot"]
             slot = Slot(len(self.slots), tenant, model, purpose, partition, profile, cell_base, counter_base)
-            slot.episodes = SlotEpisodes.from_plain(meta["episodes"])
-            slot.controls = [_sampled(row) for row in meta["controls"]]
-            counters = len(profile.counters)
-            row = arrays["fixed"]
-            seen_us.append(meta["seen_us"] if "seen_us" in meta else _newest_us(row))
-            if (
-                (meta["contract"], meta["reference"]) == (profile.contract_hash, profile.reference_hash)
-                and len(arrays["cells"]) == profile.cells
-                and len(arrays["counts"]) == counters
-            ):
-                slot.sample = [_sampled(one) for one in meta["sample"]]
-                slot.wrong_sample = [_sampled(one) for one in meta["wrong_sample"]]
-                slot.counter_samples = {int(c): [_sampled(one) for one in rows] for c, rows in meta["counter_samples"]}
-                slot.fired = set(meta["fired"])
-                cells.append(arrays["cells"])
-                counts.append(arrays["counts"])
-                first_us.append(arrays["first_us"])
-                milli_sums.append(arrays["milli_sums"])
-            else:
-                row = _started_over(row)
-                cells.append(np.zeros(profile.cells, np.int64))
-                counts.append(np.zeros(counters, np.int64))
-                first_us.append(np.full(counters, -1, np.int64))
-                milli_sums.append(np.zeros(counters, np.int64))
-            fixed.append(row)
+            slot.keep_episodes(meta)
+            slot.keep_samples(meta)
             self.slots.append(slot)
             self.by_key[slot.key] = slot.index
             cell_base += profile.cells
-            counter_base += counters
-            held_bytes += slot_bytes(profile)
-        if not fixed:
-            return
-        self.fixed = _extended(self.fixed, np.stack(fixed))
+            counter_base += len(profile.counters)
+        seen_us = [_seen_us(meta, row) for meta, row in zip(metas, arrays["fixed"], strict=True)]
+        self.fixed = _extended(self.fixed, arrays["fixed"])
         self.seen_us = _extended(self.seen_us, np.array(seen_us, np.int64))
-        self.cells = _extended(self.cells, np.concatenate(cells))
-        if not [len(one) for one in counts] == [len(one) for one in first_us] == [len(one) for one in milli_sums]:
-            raise ValueError("a slot has not as many counts as times and sums")
-        self.counts = _extended(self.counts, np.concatenate(counts))
-        self.first_us = _extended(self.first_us, np.concatenate(first_us))
-        self.milli_sums = _extended(self.milli_sums, np.concatenate(milli_sums))
-        self.held_bytes[partition] = self.held_bytes.get(partition, 0) + held_bytes
+        self.cells = _extended(self.cells, arrays["cells"].reshape(-1))
+        self.counts = _extended(self.counts, arrays["counts"].reshape(-1))
+        self.first_us = _extended(self.first_us, arrays["first_us"].reshape(-1))
+        self.milli_sums = _extended(self.milli_sums, arrays["milli_sums"].reshape(-1))
+        self.held_bytes[partition] = self.held_bytes.get(partition, 0) + sum(map(slot_bytes, profiles))
         self._tables = None
 
     @property
@@ -409,8 +430,10 @@ def slot_bytes(profile: Profile) -> int:
     return 8 * (WIDTH + profile.cells + 3 * len(profile.counters)) + SLOT_OVERHEAD_BYTES
 
 
-def _newest_us(fixed: Ints) -> int:
-    """The newest time a slot knows of: for records that do not yet say when it was last seen."""
+def _seen_us(meta: Mapping[str, Any], fixed: Ints) -> int:
+    """When a packed slot was last seen; of records that do not yet say it, the newest time they know of."""
+    if "seen_us" in meta:
+        return int(meta["seen_us"])
     return int(fixed[[MAX_US, START_RECORD_US, OUT_START_RECORD_US, OUT_LAST_US]].max())
 
 
