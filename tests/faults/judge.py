@@ -22,13 +22,14 @@ from errata.adapters.context_memory import MemoryContextStore
 from errata.adapters.decode_msgspec import LineRouter, MsgspecDecoder, plain_json
 from errata.adapters.memory import MemoryTransport
 from errata.adapters.sql import SqlCatalogue
-from errata.contracts import Anomaly, Contract, FailureCase, Reference
+from errata.contracts import Anomaly, Contract, FailureCase, Reference, TaggedCase
 from errata.contracts.topics import (
     ANOMALIES,
     OUTCOMES,
     PARTITIONS,
     PREDICTIONS,
     STAGES,
+    TAGGED,
     TOPICS,
     dead_letter_topic,
     state_topic,
@@ -273,14 +274,24 @@ def _judge_cases(found: Judgement, four: Chain, oracle: Oracle, tables: Tables, 
     found.cases = len(seen)
     found.note(f"cases: {len(wanted.keys() - seen.keys()):,} lost", lost=len(wanted.keys() - seen.keys()))
     found.note(f"cases: {len(seen.keys() - wanted.keys()):,} too many", wrong=len(seen.keys() - wanted.keys()))
+    partial = _partial(four)
     wrong = [
-        line for key in sorted(seen.keys() & wanted.keys()) for line in _case(found, seen[key], wanted[key], context)
+        line
+        for key in sorted(seen.keys() & wanted.keys())
+        for line in _case(found, seen[key], wanted[key], context, partial[key])
     ]
     found.note(f"cases: {len(wrong):,} differences, such as {wrong[:1]}", wrong=len(wrong))
 
 
-def _case(found: Judgement, seen: FailureCase, wanted: FailureCase, context: bool) -> list[str]:
-    """Where two cases differ. Context that a store did not give in time is no error: the case says so itself."""
+def _partial(four: Chain) -> Counter[str]:
+    """How often each case went on without context, which said so."""
+    read = [TaggedCase.model_validate_json(record.value or b"") for record in four.records(TAGGED) if record.key]
+    return Counter(one.episode.id for one in read if one.enrichment)
+
+
+def _case(found: Judgement, seen: FailureCase, wanted: FailureCase, context: bool, partial: int) -> list[str]:
+    """Where two cases differ. Context that a store did not give in time is no error: the case says so itself, and once
+    it is filled in the case has a revision more."""
     if not context:
         return differences([seen.case_id, seen.count], [wanted.case_id, wanted.count])
     one, other = timeless(seen), timeless(wanted)
@@ -288,6 +299,9 @@ def _case(found: Judgement, seen: FailureCase, wanted: FailureCase, context: boo
     if away:
         found.marked += len(away)
         del one["context"], other["context"]
+    if 0 < one["rev"] - other["rev"] <= partial:
+        found.marked += one["rev"] - other["rev"]
+        del one["rev"], other["rev"]
     return differences(one, other)
 
 
