@@ -22,7 +22,7 @@ from errata.contracts.topics import ANOMALIES, CONTRACTS, PREDICTIONS, REFERENCE
 from errata.domain.array_codec import pack_arrays, unpack_arrays
 from errata.errors import StateDamaged
 from errata.ports import Offsets, Outgoing, Record, StateChange
-from errata.runtime.changelog import POSITION_KEY, PartitionLog, Position, entries_of, read_records
+from errata.runtime.changelog import POSITION_KEY, PartitionLog, Position, entries_of, hashes_of, read_records
 from errata.runtime.worker import Worker
 from errata_services.anomaly_detector import CONFIG_HASH, SLOT, AnomalyDetector
 from errata_services.bootstrap import derived_key, publish_tables
@@ -267,8 +267,11 @@ def test_a_service_ends_with_70_until_its_state_is_rebuilt(good: Good, tmp_path:
 class Careless(Worker):
     """The control: takes state as it comes."""
 
-    def _checked(self, topic: str, number: int, committed: Offsets) -> tuple[dict[bytes, bytes], Position | None]:
-        return read_records(self._transport, topic, number)
+    def _checked(
+        self, topic: str, number: int, committed: Offsets
+    ) -> tuple[dict[bytes, bytes], Position | None, dict[bytes, int]]:
+        records, position = read_records(self._transport, topic, number)
+        return records, position, hashes_of(records)
 
 
 def test_without_the_checks_damaged_state_is_gone_on_from(good: Good) -> None:

@@ -12,8 +12,11 @@ from tests.faults import judge, run, story
 from tests.faults.judge import Judgement, Oracle
 from tests.faults.members import Counts
 from tests.faults.rig import FULL, QUICK, Row
+from tests.pipeline.case_builder import tagged
 
+from errata.adapters.sql import SqlCatalogue
 from errata.contracts.topics import ANOMALIES, PREDICTIONS, TOPICS
+from errata.domain.catalogue.queries import CaseQuery
 from errata.domain.partitioner import partition_of
 from errata.ports import Outgoing, Record
 
@@ -170,3 +173,19 @@ def test_every_kind_of_poison_is_a_dead_letter_and_nothing_else_is() -> None:
 def test_aborts_are_counted_for_each_rebalance_and_member() -> None:
     counts = Counts(aborts={1: 0.0, 2: 3.0}, rebalances={1: 4.0, 2: 2.0})
     assert counts.worst == 1.5
+
+
+def test_a_revision_more_is_explained_by_context_that_was_filled_in_later_and_by_nothing_else() -> None:
+    catalogue = SqlCatalogue("sqlite://")
+    catalogue.migrate()
+    catalogue.claim("g", "o", [])
+    catalogue.apply([tagged("a")], {}, "g", "o")
+    (case,) = catalogue.cases(CaseQuery())
+    catalogue.close()
+    later = case.model_copy(update={"rev": case.rev + 1})
+    found = Judgement()
+    assert judge._case(found, later, case, True, 1) == []
+    assert found.marked == 1
+    assert len(judge._case(found, later, case, True, 0)) == 1
+    assert len(judge._case(found, case, later, True, 1)) == 1
+    assert judge._case(found, case, case, True, 0) == []

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 
 from errata.contracts import canonical
-from errata.domain.array_codec import CODEC_PARTS, open_envelope, pack_json, seal_envelope, unpack_json
+from errata.domain.array_codec import CODEC_PARTS, envelope_of, open_envelope, pack_json, seal_envelope, unpack_json
 from errata.domain.state_schemas import Schema
 from errata.errors import HangingTransaction, StateDamaged
 from errata.ports import Offsets, Outgoing, StateChange, Transport
@@ -86,10 +86,17 @@ class PartitionLog:
     `stage` is called once a transaction, then `commit` or `rollback`.
     """
 
-    def __init__(self, partition: int, records: Mapping[bytes, bytes], position: Position | None) -> None:
+    def __init__(
+        self,
+        partition: int,
+        records: Mapping[bytes, bytes],
+        position: Position | None,
+        hashes: dict[bytes, int] | None = None,
+    ) -> None:
+        """``hashes``: of the records, by key, where they are known."""
         self.position = position
         self._partition = partition
-        self._hashes = {key: _hash(key, value) for key, value in records.items()}
+        self._hashes = hashes_of(records) if hashes is None else hashes
         self._digest = _xor(self._hashes.values())
         self._parts = {key[1:]: _parts_of(value) for key, value in records.items() if key[:1] == _STATE}
         self._pending: tuple[dict[bytes, int | None], dict[bytes, int], int, Position] | None = None
@@ -173,8 +180,11 @@ def read_state(transport: Transport, topic: str, partition: int) -> tuple[dict[b
     return entries_of(records), position
 
 
-def check_digest(topic: str, partition: int, records: Mapping[bytes, bytes], position: Position | None) -> None:
-    """Raise ``StateDamaged`` unless the records are exactly those the position record was written with.
+def check_digest(
+    topic: str, partition: int, records: Mapping[bytes, bytes], position: Position | None
+) -> dict[bytes, int]:
+    """The hashes of the records, by key. Raises ``StateDamaged`` unless they are exactly those the position record was
+    written with.
 
     Reasons: ``position_missing``, ``rebuild_unfinished``, ``wrong_partition``, ``foreign_key`` (of nobody that writes
     changelogs), else ``digest``.
@@ -191,8 +201,14 @@ def check_digest(topic: str, partition: int, records: Mapping[bytes, bytes], pos
     if any(key != TABLE_KEY and key[:1] not in (_STATE, _PART) for key in records):
         raise _damaged(topic, partition, "foreign_key", "it holds a record that no stage wrote")
     wanted = position.digest if position else 0
-    if _xor(_hash(key, value) for key, value in records.items()) != wanted:
+    hashes = hashes_of(records)
+    if _xor(hashes.values()) != wanted:
         raise _damaged(topic, partition, "digest", "its records are not those that were committed together")
+    return hashes
+
+
+def hashes_of(records: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    return {key: _hash(key, value) for key, value in records.items()}
 
 
 def check_position(
@@ -278,8 +294,8 @@ def _manifest(parts: int, value: bytes) -> bytes:
 
 
 def _parts_of(value: bytes) -> int:
-    codec, _, payload = open_envelope(value)
-    return int(json.loads(payload)["parts"]) if codec == CODEC_PARTS else 0
+    codec, _ = envelope_of(value)
+    return int(json.loads(open_envelope(value)[2])["parts"]) if codec == CODEC_PARTS else 0
 
 
 def _join(key: bytes, value: bytes, records: Mapping[bytes, bytes]) -> bytes:

@@ -428,14 +428,16 @@ class Worker:
             raise unreadable(self._state_topic, number) from error
 
     def _restored(self, topic: str, number: int, committed: Offsets) -> dict[bytes, bytes]:
-        records, position = self._checked(topic, number, committed)
-        self._logs[number] = PartitionLog(number, records, position)
+        records, position, hashes = self._checked(topic, number, committed)
+        self._logs[number] = PartitionLog(number, records, position, hashes)
         return entries_of(records)
 
-    def _checked(self, topic: str, number: int, committed: Offsets) -> tuple[dict[bytes, bytes], Position | None]:
-        """The records of a changelog that is whole and belongs to the group's offsets."""
+    def _checked(
+        self, topic: str, number: int, committed: Offsets
+    ) -> tuple[dict[bytes, bytes], Position | None, dict[bytes, int]]:
+        """The records of a changelog that is whole and belongs to the group's offsets, and their hashes."""
         records, position = read_records(self._transport, topic, number)
-        check_digest(topic, number, records, position)
+        hashes = check_digest(topic, number, records, position)
         check = partial(
             check_position,
             inputs=self._inputs,
@@ -450,9 +452,9 @@ class Worker:
             with self._health.waiting("rebuild", REBUILD_S):
                 self._on_rewind(number, committed)
             records, position = read_records(self._transport, topic, number)
-            check_digest(topic, number, records, position)
+            hashes = check_digest(topic, number, records, position)
             check(topic, number, position, committed)
-        return records, position
+        return records, position, hashes
 
     def _revoke(self, partitions: set[TopicPartition]) -> None:
         for place in partitions:
