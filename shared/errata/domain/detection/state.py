@@ -109,8 +109,10 @@ class Slot:
             self.sample = [_sampled(row) for row in meta["sample"]]
         if meta["wrong_sample"]:
             self.wrong_sample = [_sampled(row) for row in meta["wrong_sample"]]
-        self.counter_samples = {int(c): [_sampled(row) for row in rows] for c, rows in meta["counter_samples"]}
-        self.fired = set(meta["fired"])
+        if meta["counter_samples"]:
+            self.counter_samples = {int(c): [_sampled(row) for row in rows] for c, rows in meta["counter_samples"]}
+        if meta["fired"]:
+            self.fired = set(meta["fired"])
 
 
 @dataclass(slots=True)
