@@ -131,6 +131,7 @@ def test_batches_of_any_size_give_the_same_bytes(size: int) -> None:
     assert (ran.dropped, ran.late, ran.findings) == (expected.dropped, expected.late, expected.findings)
 
 
+@pytest.mark.whole
 def test_batches_of_one_give_the_same_bytes() -> None:
     n = 700
     ran, expected = whole(1, n), whole(5_000, n)

@@ -86,7 +86,9 @@ def run_with_crash(parts: Parts, file: Path, crash: CrashPoints, kind: type[Embe
     return False
 
 
-@pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.whole), 499, 5_000])
+@pytest.mark.parametrize(
+    "size", [pytest.param(7, marks=pytest.mark.whole), pytest.param(499, marks=pytest.mark.whole), 5_000]
+)
 def test_batches_of_any_size_give_equal_bytes(
     size: int, whole: Made, file: Path, tables: Tables, tmp_path: Path
 ) -> None:

@@ -278,6 +278,7 @@ def test_a_filling_in_is_a_transaction_like_any_other_and_the_accounts_are_right
     assert (fill.stage, fill.out) == ("enricher", 20)
 
 
+@pytest.mark.whole
 def test_many_are_filled_in_some_at_a_time(chain: Chain) -> None:
     cases = [f"case-{at:04}" for at in range(2 * FILLED_AT_ONCE + 10)]
     chain.finds(1, case_ids=cases)

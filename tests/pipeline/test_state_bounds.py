@@ -114,6 +114,7 @@ def test_without_the_bound_the_state_grows() -> None:
     assert len(Run(TEN, kind=Boundless).feed(many(40)).kept) == 40
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("size", [3, 33])
 def test_evictions_do_not_depend_on_batches(size: int) -> None:
     stream = many(40, 3)
@@ -269,6 +270,7 @@ def test_who_departed_is_remembered_whatever_the_order() -> None:
     assert len(one.held) == 4_096
 
 
+@pytest.mark.whole
 def test_memory_of_slots_that_left_is_given_back() -> None:
     stream = many(150)
     run = Run(TEN).feed(stream, 50)

@@ -21,6 +21,8 @@ from errata.runtime.worker import OnRewind, Worker
 from errata_services.anomaly_detector import CONFIG_HASH, AnomalyDetector
 from errata_services.cli.root import app
 
+pytestmark = pytest.mark.whole
+
 TOPIC, GROUP = state_topic(STAGES[0]), f"errata.{STAGES[0]}"
 PLACES: tuple[TopicPartition, ...] = ((PREDICTIONS, 0), (OUTCOMES, 0))
 

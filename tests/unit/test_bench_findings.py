@@ -16,6 +16,8 @@ from tests.benchmarks.stages import name_of
 
 from errata.domain.detection.statistics import CHI2_1E6, PSI_MIN, WINDOW, drift_figures
 
+pytestmark = pytest.mark.whole
+
 FOUND = Findings({"m|bad_status|error": [12, 3], "m|missing_values|age": [40, 2]}, refused=5, duplicates=7)
 
 

@@ -20,6 +20,8 @@ from errata.domain.catalogue.queries import CaseQuery
 from errata.domain.partitioner import partition_of
 from errata.ports import Outgoing, Record
 
+pytestmark = pytest.mark.whole
+
 GOALS = {"lost": Goal("at_most", 0), "completed": Goal("at_least", 1), "kills": Goal("at_least", 500)}
 HERE = Path(run.__file__).parent
 

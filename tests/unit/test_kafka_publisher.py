@@ -192,6 +192,7 @@ assert errata.prediction(model="m", prediction=1)
     assert time.monotonic() - started_s < 10
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("ending", ["sys.exit(0)", "errata.prediction(model='m', prediction=2); sys.exit(0)"])
 def test_forked_child_ends_by_itself_whether_it_publishes_or_not(ending: str) -> None:
     code = f"""

@@ -215,6 +215,7 @@ run(worker(transport, batch_size=4, crash=CrashPoints.from_environment(os.enviro
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_process_goes_on_from_its_journal(point: str, tmp_path: Path) -> None:
     values = ["x", "x", "refused", "x", "boom"] * 4
