@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+from errata.runtime.service import calm_collector
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -56,19 +58,28 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
+@contextmanager
+def calm() -> Iterator[None]:
+    """Leave the collector as it was."""
+    before = gc.get_threshold()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def interleaved(variants: Mapping[str, Variant], rounds: int) -> dict[str, list[float]]:
     """CPU time per event in µs, by variant and round; every variant runs once a round, after a warm-up round.
 
-    The collector is on, but does not see what stood before a variant began: the other variants and all their events
-    are the benchmark's, not the product's.
+    The collector is as services have it, for all variants. It does not see what stood before a variant began: the
+    other variants and all their events are the benchmark's, not the product's.
     """
     taken: dict[str, list[float]] = {name: [] for name in variants}
-    with one_core():
+    with one_core(), calm():
         for round_ in range(rounds + 1):
             for name, variant in variants.items():
                 variant.ready()
-                gc.collect()
-                gc.freeze()
+                calm_collector()
                 start_s = time.process_time()
                 events = variant.run()
                 spent_s = time.process_time() - start_s

@@ -17,7 +17,7 @@ from errata.contracts.strict import EPOCH
 from errata.contracts.topics import CONTRACTS, PREDICTIONS, REFERENCES, TOPICS, model_key
 from errata.domain.columns import Layout
 from errata.domain.detection.statistics import WINDOW
-from errata.ports import Outgoing, Record, StateChange, StepResult
+from errata.ports import Outgoing, Record, Records, StateChange, StepResult, columns_of
 from errata_services.anomaly_detector import AnomalyDetector
 
 BATCH = 5_000  # records, the most of one transaction
@@ -127,8 +127,8 @@ class Detecting:
         self.said += [Anomaly.model_validate_json(output.value or b"") for output in result.outputs]
 
     def ready(self) -> None:
-        """Make the next lap."""
-        self._lap = self.stream.take(LAP)
+        """Make the next lap, in the form in which a consumer on Kafka hands it out."""
+        self._lap = Records(columns_of(self.stream.take(LAP)))
 
     def lap(self) -> int:
         return self.run(self._lap)

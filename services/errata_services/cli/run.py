@@ -18,7 +18,7 @@ from errata.contracts import canonical
 from errata.contracts.topics import STAGES, TRENDS_SERVICE
 from errata.errors import Misconfigured
 from errata.runtime.crash_points import CrashPoints
-from errata.runtime.service import read_again_on_signal, stop_on_signals
+from errata.runtime.service import calm_collector, read_again_on_signal, stop_on_signals
 from errata.runtime.telemetry import KEEPER as KEEPER_SERVICE
 from errata.settings import read_service_settings, read_settings
 from errata_services.bootstrap import data_folder, embedded_parts, state_limits
@@ -131,6 +131,7 @@ def _embedded(file: Path, batch_size: int | None, as_json: bool, data: Path | No
             limits=state_limits(settings.state_mib),
         )
         stack.callback(chain.close)
+        calm_collector()
         bar = Progress(
             TextColumn("judging"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
             console=progress_console, disable=not progress_console.is_terminal,
