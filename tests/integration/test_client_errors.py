@@ -3,6 +3,7 @@
 The answers come from librdkafka's mock cluster, so nothing here is about what becomes of a transaction's records.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from tests.integration.mock_cluster import FUNCTIONS, Api, MockCluster, library,
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport
 from errata.adapters.kafka import producer as producer_module
+from errata.adapters.kafka.connection import Connection
+from errata.adapters.kafka.reader import Readers
 from errata.errors import Aborted, ErrataError, Fenced, Misconfigured, StateDamaged, Unavailable
 from errata.ports import Outgoing
 from errata.runtime.worker import MAX_ABORTS_IN_A_ROW
@@ -159,11 +162,15 @@ def test_an_answer_within_a_transaction(place: Place, api: Api, name: str, becom
 
 
 class Late:
-    """A client that knows of a refused record before its report was read."""
+    """A client that knows of a refused record before its report was read, or has another reason why all is void."""
 
-    def __init__(self, producer: KafkaProducer, report: KafkaError | None) -> None:
+    def __init__(self, producer: KafkaProducer, report: KafkaError | None, reason: KafkaError | None) -> None:
         self._producer = producer
         self._report = report
+        self._reason = reason
+
+    def begin_transaction(self) -> None:
+        raise KafkaException(self._reason or KafkaError(KafkaError._STATE, "void", txn_requires_abort=True))
 
     def send_offsets_to_transaction(self, *_: object) -> None:
         raise KafkaException(KafkaError(KafkaError._STATE, "void", txn_requires_abort=True))
@@ -174,15 +181,25 @@ class Late:
         return 0
 
 
-@pytest.mark.parametrize(("name", "becomes"), [("TOPIC_AUTHORIZATION_FAILED", Misconfigured), ("", Aborted)])
-def test_a_record_that_is_refused_is_told_by_the_offsets_too(place: Place, name: str, becomes: type[Exception]) -> None:
+FORBIDDEN = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED, "no", txn_requires_abort=True)
+
+
+@pytest.mark.parametrize(
+    ("report", "reason", "becomes"),
+    [(FORBIDDEN, None, Misconfigured), (None, FORBIDDEN, Misconfigured), (None, None, Aborted)],
+)
+def test_a_record_that_is_refused_is_told_by_the_offsets_too(
+    place: Place, report: KafkaError | None, reason: KafkaError | None, becomes: type[Exception]
+) -> None:
     producer = place.producer()
     real = producer._client
     producer.begin()
-    producer._client = cast(Producer, Late(producer, KafkaError(getattr(KafkaError, name)) if name else None))
-    with pytest.raises(becomes):
-        producer.send_offsets({PLACE: 1}, place.member)
-    producer._client = real
+    producer._client = cast(Producer, Late(producer, report, reason))
+    try:
+        with pytest.raises(becomes):
+            producer.send_offsets({PLACE: 1}, place.member)
+    finally:
+        producer._client = real
     producer.abort()
 
 
@@ -214,6 +231,48 @@ def test_an_answer_to_a_producer_that_begins(place: Place, name: str, becomes: A
         with pytest.raises(becomes, match="this user may not"):
             place.producer()
     assert place.mock.unsaid(Api.INIT_PRODUCER_ID) == 0
+
+
+def test_a_predecessor_whose_transaction_is_being_aborted_is_asked_for_again_by_a_new_client(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client would ask again after half a second; a new one asks at once."""
+    made: list[Producer] = []
+    connect = Connection.producer
+
+    def producer(self: Connection, *arguments: Any) -> Producer:
+        made.append(connect(self, *arguments))
+        return made.pop()  # kept nowhere else, or the first one would live on and fence the second
+
+    counted = Counter[str]()
+    monkeypatch.setattr(Connection, "producer", lambda *arguments: counted.update(["made"]) or producer(*arguments))
+    place.mock.answer(Api.INIT_PRODUCER_ID, KafkaError.CONCURRENT_TRANSACTIONS)
+    assert outcome(place.producer(), place.member) is None
+    assert counted["made"] == 2
+    assert outcome(place.producer(), place.member) is None
+    assert counted["made"] == 3  # where nothing is in the way one is enough
+
+
+def test_a_reader_asks_once_for_each_topic_that_is_new_to_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look once a second by itself, and a restart reads three topics."""
+    asked: list[str] = []
+    introduce = Readers._introduce
+
+    def noted(self: Readers, one: Any, topic: str) -> None:
+        before = set(one.topics)
+        introduce(self, one, topic)
+        asked.extend(one.topics - before)
+
+    monkeypatch.setattr(Readers, "_introduce", noted)
+    for topic in ("new", "newer"):
+        place.mock.create_topic(topic, 1)
+        producer = place.producer()
+        producer.begin()
+        producer.produce(Outgoing(topic, b"k", b"v"))
+        producer.commit()
+    for topic in ("new", "newer", "new"):
+        assert [record.value for record in place.transport.read_from((topic, 0))] == [b"v"]
+    assert asked == ["new", "newer"]
 
 
 def test_a_broker_that_is_away_for_a_moment_costs_nothing(place: Place) -> None:
@@ -303,10 +362,12 @@ def test_an_answer_to_a_member(api: Api, name: str, becomes: Outcome) -> None:
         for value in (b"1", b"2"):
             written.produce(Outgoing("in", None, value, partition=0))
         written.commit()
-        mock.answer(api, getattr(KafkaError, name))
+        # The client drops an answer to a fetch that it has overtaken itself; what is wrong for good is said again.
+        times = 3 if api is Api.FETCH and becomes is not NoneType else 1
+        mock.answer(api, *[getattr(KafkaError, name)] * times)
         try:
             assert type(polled(mock, transport, api, fails=becomes is not NoneType)) is becomes
-            assert mock.unsaid(api) == 0
+            assert mock.unsaid(api) < times
         finally:
             transport.close()
 

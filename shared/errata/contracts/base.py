@@ -33,7 +33,13 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="allow", allow_inf_nan=False, populate_by_name=True, protected_namespaces=()
+        defer_build=True,
+        frozen=True,
+        strict=True,
+        extra="allow",
+        allow_inf_nan=False,
+        populate_by_name=True,
+        protected_namespaces=(),
     )
 
 

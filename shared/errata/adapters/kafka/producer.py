@@ -18,7 +18,8 @@ from errata.ports import Consumer, Offsets, Outgoing
 
 MAX_RECORD_BYTES = 1_000_000
 INIT_TIMEOUT_S = 30.0  # a predecessor's transaction is aborted meanwhile
-INIT_SLICE_S = 1.0
+FIRST_SLICE_S, INIT_SLICE_S = 0.1, 1.0  # each is twice the one before
+CONNECT_S = 1.0
 END_TIMEOUT_S = 10.0  # of commit, abort and offsets
 LAST_ABORT_TIMEOUT_S = 2.0
 FULL_QUEUE_POLL_S = 0.05
@@ -164,29 +165,42 @@ class KafkaProducer(OfOneProcess):
             self._undelivered = error
 
     def _init(self) -> None:
-        """Fence the predecessor and abort what it left open. In slices, so that a wrong password is told at once."""
-        deadline_s = monotonic() + INIT_TIMEOUT_S
+        """Fence the predecessor and abort what it left open. In slices, so that a wrong password is told at once.
+
+        librdkafka asks again only after half a second where nobody answers yet, and where the broker says that it has
+        begun to abort a transaction of the predecessor. A killed service would wait for both. So it is asked when the
+        connection stands, and asked again by a new client, whose first request goes out at once.
+        """
+        deadline_s, slice_s = monotonic() + INIT_TIMEOUT_S, FIRST_SLICE_S
+        self._connect()
         while True:
             try:
-                self._client.init_transactions(INIT_SLICE_S)
+                self._client.init_transactions(slice_s)
                 return
             except KafkaException as error:
                 why = self._connection.answered(self._client, error, f"transactions of {self._id}")
                 if not error_of(error).retriable() or monotonic() > deadline_s or isinstance(why, Misconfigured):
                     raise why from None
+                if error_of(error).code() == KafkaError.CONCURRENT_TRANSACTIONS:
+                    del self._client  # it is gone before the next one asks, which it would fence
+                    self._client = self._connection.producer(self._id, self._delivered)
+                    self._connect()
+                slice_s = min(2 * slice_s, INIT_SLICE_S)
+
+    def _connect(self) -> None:
+        """Wait until a broker answers; not for long: whoever needs it says why there is none."""
+        with suppress(KafkaException):
+            self._client.list_topics(timeout=CONNECT_S)
 
     def _failure(self, exception: KafkaException, doing: str) -> ErrataError:
         """The error of errata; all but an abortable one puts the transaction's end in doubt."""
         error = error_of(exception)
         found = failure(error, f"{self._id}: {doing}")
         if error.txn_requires_abort():
-            # The commit says only that records are missing; a right that is missing comes back with no retry.
-            if self._undelivered is None and error.code() == KafkaError._STATE:
-                # Void by what was written, before its report has come: that is behind it by an instant.
-                with suppress(KafkaException):
-                    self._client.poll(REPORT_S)
-            why = self._undelivered and failure(self._undelivered, f"{self._id}: write")
-            return why if isinstance(why, Misconfigured) else found
+            # All is void, or records are missing: some reasons for that go away by no retry.
+            why = self._reason_of(error)
+            known = failure(why, f"{self._id}: write") if why is not None else found
+            return known if isinstance(known, Misconfigured) else found
         if isinstance(found, Fenced) and monotonic() - self._began_s > self._transaction_timeout_s:
             # The broker fences an expired transaction as it does a replaced producer.
             limit = f"{self._transaction_timeout_s:g} s"
@@ -198,6 +212,19 @@ class KafkaProducer(OfOneProcess):
         if error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
             return self._connection.answered(self._client, exception, f"{self._id}: {doing}")
         return found
+
+    def _reason_of(self, error: KafkaError) -> KafkaError | None:
+        """Why a transaction is void."""
+        if self._undelivered is None and error.code() == KafkaError._STATE:
+            with suppress(KafkaException):
+                self._client.poll(REPORT_S)  # the report of a record may be behind by an instant
+        if self._undelivered is not None or error.code() != KafkaError._STATE:
+            return self._undelivered
+        try:
+            self._client.begin_transaction()  # which cannot be, and says what came before
+        except KafkaException as before:
+            return error_of(before)
+        return None
 
     def _doubt(self, message: str) -> Unavailable:
         self._in_doubt = True

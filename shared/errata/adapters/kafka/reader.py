@@ -1,7 +1,8 @@
 """Reads partitions outside any group: restores, tables, and single records by their place."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -27,6 +28,7 @@ HANGING_AFTER_S = 5.0  # beyond a transaction's time-out
 POLL_S = 0.1
 BATCH = 1_000  # the fastest range of librdkafka's `consume` is 100 to 1,000
 PICKED_BATCH = 100  # most of it is thrown away
+INTRODUCE_S = 1.0  # as long as a client would take by itself
 NEAR = 500  # offsets: records this near are read in one go rather than sought
 READER = "errata.reader"  # no group of anybody: assigned by hand, commits nothing
 
@@ -40,7 +42,7 @@ class Readers(OfOneProcess):
         super().__init__()
         self._connection = connection
         self._admin = admin
-        self._idle: dict[Kind, list[Consumer]] = {"reader": [], "picker": []}
+        self._idle: dict[Kind, list[_Idle]] = {"reader": [], "picker": []}
         self._hanging_s = transaction_timeout_ms(connection.properties) / 1_000 + HANGING_AFTER_S
 
     def read_from(self, place: Place, offset: int, timeout_s: float = RESTORE_TIMEOUT_S) -> Iterator[Record]:
@@ -55,7 +57,7 @@ class Readers(OfOneProcess):
         start = max(offset, earliest_offsets(self._connection, self._admin, [place], answer_s)[place])
         if start >= target:
             return
-        with self._borrowed("reader") as client:
+        with self._borrowed("reader", place[0]) as client:
             client.assign([self._connection.at(place, start)])
             wait = _Wait(self._connection, place, target, self._hanging_s, timeout_s)
             while True:
@@ -73,7 +75,7 @@ class Readers(OfOneProcess):
         found: dict[int, Record] = {}
         wanted = sorted({offset for offset in offsets if offset >= 0})
         if wanted:
-            with self._borrowed("picker") as client:
+            with self._borrowed("picker", place[0]) as client:
                 low, end = self._bounds(client, place)
                 for run in _runs([offset for offset in wanted if low <= offset < end]):
                     found |= self._read_run(client, place, run)
@@ -83,7 +85,7 @@ class Readers(OfOneProcess):
         self.check_process()
         for idle in self._idle.values():
             while idle:
-                idle.pop().close()
+                idle.pop().client.close()
 
     def _bounds(self, client: Consumer, place: Place) -> tuple[int, int]:
         """The first offset and the last stable one: behind that one nothing is committed yet."""
@@ -125,23 +127,45 @@ class Readers(OfOneProcess):
         return records_of(good, {self._connection.full(place[0]): place[0]}), reached
 
     @contextmanager
-    def _borrowed(self, kind: Kind) -> Iterator[Consumer]:
-        """A client nobody else reads with now. After an error it is closed: something may be left in it."""
+    def _borrowed(self, kind: Kind, topic: str) -> Iterator[Consumer]:
+        """A client nobody else reads with now, which knows where the topic is.
+
+        After an error it is closed: something may be left in it.
+        """
         idle = self._idle[kind]
-        client = idle.pop() if idle else self._connection.consumer(kind, {"group.id": self._connection.full(READER)})
+        one = idle.pop() if idle else self._made(kind)
         keep = False
         try:
-            yield client
+            self._introduce(one, topic)
+            yield one.client
             keep = True
         except GeneratorExit:  # its reader has had enough
             keep = True
             raise
         finally:
             if keep:
-                client.unassign()
-                idle.append(client)
+                one.client.unassign()
+                idle.append(one)
             else:
-                client.close()
+                one.client.close()
+
+    def _made(self, kind: Kind) -> "_Idle":
+        return _Idle(self._connection.consumer(kind, {"group.id": self._connection.full(READER)}), set())
+
+    def _introduce(self, one: "_Idle", topic: str) -> None:
+        """Have the client ask for the topic's leaders now: for a topic that is new to it, it looks once a second."""
+        if topic not in one.topics:
+            with suppress(KafkaException):  # reading says it better
+                one.client.list_topics(self._connection.full(topic), timeout=INTRODUCE_S)
+            one.topics.add(topic)
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """A client, and the topics that it has read."""
+
+    client: Consumer
+    topics: set[str]
 
 
 class _Wait:
