@@ -35,7 +35,7 @@ lint: $(BIN)/.ready  ## ruff, mypy strict, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: $(BIN)/.ready  ## lint, types, layers and the quick tests of every part; two minutes
+check: $(BIN)/.ready  ## lint, types, layers and the quick tests of every part; about a minute
 	@$(MAKE) --no-print-directory -j 2 -Otarget lint parts
 
 .PHONY: parts

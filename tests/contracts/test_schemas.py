@@ -66,6 +66,7 @@ def test_generated_is_committed() -> None:
     assert differences(documents(), SCHEMAS) == [], "run `make schemas` and commit what it writes"
 
 
+@pytest.mark.whole
 def test_a_changed_field_a_lost_file_and_an_orphan_are_differences(tmp_path: Path) -> None:
     for name, text in documents().items():
         (tmp_path / name).write_text(text, encoding="utf-8")

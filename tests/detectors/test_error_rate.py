@@ -221,6 +221,7 @@ def carried(n: int, change: int, rate: float, seed: int = 11) -> list[bool]:
     return [bool(one < (0.1 if i < change else rate)) for i, one in enumerate(draw)]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("rate", "opened"), [(0.2, 1_311), (0.5, 1_046)])
 def test_a_change_opens_at_its_exact_outcome(rate: float, opened: int) -> None:
     wrong = carried(1_400, 1_000, rate)

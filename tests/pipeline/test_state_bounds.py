@@ -126,6 +126,7 @@ def test_evictions_do_not_depend_on_batches(size: int) -> None:
     assert whole.counts.evictions["bound"] > 50
 
 
+@pytest.mark.whole
 def test_evictions_are_the_same_after_restarts() -> None:
     stream = many(40, 3)
     run = Run(TEN)
@@ -135,6 +136,7 @@ def test_evictions_are_the_same_after_restarts() -> None:
     assert run.entries == Run(TEN).feed(stream).entries
 
 
+@pytest.mark.whole
 def test_a_rolled_back_batch_evicts_nobody() -> None:
     stream = many(40, 3)
     run = Run(TEN).feed(stream[:60])

@@ -188,6 +188,7 @@ def test_what_a_tick_says_of_the_time_is_not_believed_but_when_it_came() -> None
 # -- which ticks are looked at ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", range(3))
 def test_ticks_close_the_same_windows_however_the_batches_are_cut(seed: int) -> None:
     """A tick may follow, in its batch, the events that make its window full enough, or old enough."""

@@ -127,6 +127,7 @@ def test_file_of_a_secret_that_is_not_there_is_named(monkeypatch: pytest.MonkeyP
         KafkaPublisher(NOBODY)
 
 
+@pytest.mark.whole
 def test_broker_that_is_away_costs_events_after_their_time_and_no_exception(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "errata.client"), KafkaPublisher(NOBODY, timeout_s=0.3) as errata:
         assert all(errata.prediction(model="m", prediction=number) for number in range(20))
@@ -179,6 +180,7 @@ def test_nothing_that_is_handed_in_raises(event: Any) -> None:
         assert sum(errata.stats.dropped.values()) == 1
 
 
+@pytest.mark.whole
 def test_program_ends_in_time_with_the_broker_away() -> None:
     code = f"""
 from errata.client import KafkaPublisher

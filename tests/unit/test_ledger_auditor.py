@@ -82,6 +82,7 @@ def test_it_agrees_with_the_audit_of_all_at_once_in_every_order(made: list[Recei
     assert sums(all_of(LedgerAuditor([FLOW]), shuffled, waiting)) == sums(whole.faults)
 
 
+@pytest.mark.whole
 @given(books(), st.lists(st.floats(0, 4), max_size=60), st.data())
 def test_it_agrees_wherever_the_stream_is_cut_when_none_comes_too_late(
     made: list[Receipt], pauses: list[float], data: st.DataObject
