@@ -22,6 +22,7 @@ CODEC_PARTS, CODEC_JSON, CODEC_MSGPACK, CODEC_ARRAYS = 0, 1, 2, 3
 PlainJson = Callable[[object], bytes]
 _ENVELOPE_BYTES = 4
 _LENGTH_BYTES = 4
+_META = b',"meta":'
 _KINDS = "biuf"  # bool, integer, unsigned, float: what has one byte form on every machine
 
 
@@ -122,15 +123,13 @@ def unpack_alike(values: Iterable[bytes]) -> list[Alike]:
         group = groups.get(of)
         if group is None:
             group = groups[of] = _group(value, value[header_at:cut])
-        if len(value) != start + group.size_bytes:
-            raise ValueError("its last array is cut off" if len(value) < start + group.size_bytes else _LEFT_OVER)
+        if len(value) < start + group.size_bytes:
+            raise ValueError("the last array is cut off")
+        if len(value) > start + group.size_bytes:
+            raise ValueError("bytes follow the last array")
         group.metas.append(value[cut + len(_META) : start - 1])
         group.bodies.append(value[start:])
     return [group.read() for group in groups.values()]
-
-
-_META = b',"meta":'
-_LEFT_OVER = "bytes follow the last array"
 
 
 @dataclass(slots=True)
