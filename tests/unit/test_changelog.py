@@ -1,7 +1,9 @@
 """State and offsets that do not belong together are refused at restore, each kind of damage by its name."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,6 +269,22 @@ def test_arrays_of_objects_are_neither_written_nor_read() -> None:
     forged = pack_arrays(1, {}, {"bad": np.arange(1)}).replace(b'"<i8"', b'"|O8"')
     with pytest.raises(ValueError, match="does not hold"):
         unpack_arrays(forged)
+
+
+@pytest.mark.parametrize("options", [{}, {"indent": 1}, {"separators": (",", ":")}])
+def test_arrays_are_read_whatever_wrote_their_header(options: dict[str, Any]) -> None:
+    def write(plain: object) -> bytes:
+        assert isinstance(plain, dict)
+        return json.dumps(dict(reversed(plain.items())), **options).encode()
+
+    meta = {"seq": 7, "text": ',"meta":', "list": [1, None]}
+    for arrays in ({"a": np.arange(4), "b": np.zeros((2, 0))}, {}):
+        version, back, found = unpack_arrays(pack_arrays(3, meta, arrays, write))
+        assert (version, back, found.keys()) == (3, meta, arrays.keys())
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+    with pytest.raises(ValueError, match="names its arrays and meta"):
+        unpack_arrays(pack_arrays(3, meta, {}, lambda plain: b'{"meta":{}}'))
 
 
 def test_arrays_cut_off_or_with_bytes_left_over_are_refused() -> None:

@@ -22,7 +22,8 @@ CODEC_PARTS, CODEC_JSON, CODEC_MSGPACK, CODEC_ARRAYS = 0, 1, 2, 3
 PlainJson = Callable[[object], bytes]
 _ENVELOPE_BYTES = 4
 _LENGTH_BYTES = 4
-_META = b',"meta":'
+_OF_ARRAYS = bytes((ENVELOPE_VERSION, CODEC_ARRAYS))
+_ARRAYS, _META = b'{"arrays":', b',"meta":'
 _KINDS = "biuf"  # bool, integer, unsigned, float: what has one byte form on every machine
 
 
@@ -116,20 +117,34 @@ def unpack_alike(values: Iterable[bytes]) -> list[Alike]:
     """
     groups: dict[bytes, _Group] = {}
     for value in values:
+        if value[:2] != _OF_ARRAYS:
+            codec, _ = envelope_of(value)
+            raise ValueError(f"a state value of arrays has codec {CODEC_ARRAYS}, not {codec}")
         header_at = _ENVELOPE_BYTES + _LENGTH_BYTES
         start = header_at + int.from_bytes(value[_ENVELOPE_BYTES:header_at], "little")
-        cut = value.find(_META, header_at, start)  # the header is canonical: what describes the arrays comes first
-        of = value[:_ENVELOPE_BYTES] + value[header_at:cut]
+        described, meta = _split(value[header_at:start])
+        of = value[:_ENVELOPE_BYTES] + described
         group = groups.get(of)
         if group is None:
-            group = groups[of] = _group(value, value[header_at:cut])
+            group = groups[of] = _group(value, described)
         if len(value) < start + group.size_bytes:
             raise ValueError("the last array is cut off")
         if len(value) > start + group.size_bytes:
             raise ValueError("bytes follow the last array")
-        group.metas.append(value[cut + len(_META) : start - 1])
+        group.metas.append(meta)
         group.bodies.append(value[start:])
     return [group.read() for group in groups.values()]
+
+
+def _split(header: bytes) -> tuple[bytes, bytes]:
+    """What describes the arrays, and the text of ``meta``. Of a header that is not canonical, as if it were."""
+    cut = header.find(_META)
+    if cut < 0 or not header.startswith(_ARRAYS):
+        header = json.dumps(json.loads(header.decode()), sort_keys=True, separators=(",", ":")).encode()
+        cut = header.find(_META)
+        if cut < 0 or not header.startswith(_ARRAYS):
+            raise ValueError("a header names its arrays and meta")
+    return header[:cut], header[cut + len(_META) : -1]
 
 
 @dataclass(slots=True)
@@ -155,9 +170,7 @@ class _Group:
 
 
 def _group(value: bytes, described: bytes) -> _Group:
-    codec, schema_version = envelope_of(value)
-    if codec != CODEC_ARRAYS:
-        raise ValueError(f"a state value of arrays has codec {CODEC_ARRAYS}, not {codec}")
+    _, schema_version = envelope_of(value)
     arrays = []
     start = 0
     for name, type_name, shape in json.loads(described.decode() + "}")["arrays"]:
