@@ -24,6 +24,7 @@ RATE = 500.0
 SAMPLE_S = 5.0
 WARM = 0.5  # share of the time in which processes grow as they may
 CONTROL_S = 40.0
+LAST_SAID = 1_500  # characters of a log
 LEAK_MB_H = 100.0  # what the control leaks at least
 
 Sample = tuple[float, float, int]  # seconds, MB, open files
@@ -43,7 +44,11 @@ def rows(rig: Rig) -> list[Row]:
         until_shared(four, watched[:1])
         publisher = Publisher(four, story, rate=RATE).start()
         samples, faults = _soaked(rig, four, (broker, redis, database), watched, chance, minutes * 60)
-        gone = [one.name for one in watched if one.process.poll() is not None]
+        gone = [one for one in watched if one.process.poll() is not None]
+        if gone:
+            publisher.stop()
+            said = "; ".join(f"{one.name} with {one.process.poll()}: {one.logged()[-LAST_SAID:]}" for one in gone)
+            return [Row("processes that ended by themselves", len(gone), "ended", " ".join(said.split()))]
         found = ended(four, publisher, story, context=False)
     slopes = {name: slope_mb_h(each) for name, each in samples.items()}
     files = {name: growth_of_files(each) for name, each in samples.items()}
@@ -52,7 +57,7 @@ def rows(rig: Rig) -> list[Row]:
         Row(f"soak of {minutes:g} min: growth of memory after warm-up, at most (MB/h)", max(slopes.values()),
             "slope_mb_h" if minutes >= 30 else None, f"{shown}; {faults} faults"),
         Row("growth of open files, at most", max(files.values()), "descriptors"),
-        Row("processes that ended by themselves", len(gone), "ended", ", ".join(gone)),
+        Row("processes that ended by themselves", 0, "ended"),
         Row("lost through the soak", found.lost, "lost", found.said),
         Row("doubled through the soak", found.doubled, "doubled", found.held),
         Row("findings, cases, state wrong through the soak", found.wrong + found.state, "wrong"),
@@ -83,6 +88,8 @@ def _soaked(
     began_s = told_s = time.monotonic()
     done, next_s = 0, began_s + 10
     while (now_s := time.monotonic()) - began_s < for_s:
+        if any(one.process.poll() is not None for one in watched):
+            break  # the rows say which, and why
         for one in watched:
             samples[one.name].append((now_s - began_s, *_sizes(one.process.pid)))
         if now_s > next_s:
