@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from errata.adapters.kafka.connection import Connection
-from errata.adapters.kafka.reader import Readers
+from errata.adapters.kafka.reader import Readers, _Idle
 from errata.errors import Misconfigured
 
 
@@ -36,6 +36,12 @@ class Said:
 @dataclass
 class Client:
     said: list[Said] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def list_topics(self, topic: str, timeout: float) -> None:
+        self.asked.append(topic)
+        if topic == "x.away":
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
     def poll(self, _: float) -> Said | None:
         return self.said.pop(0) if self.said else None
@@ -55,6 +61,17 @@ def some(*said: Said) -> tuple[list[Any], int]:
     readers._connection = cast(Connection, Prefixed())
     records, reached = readers._some(cast(Consumer, Client([*said])), ("state", 1))
     return list(records), reached
+
+
+def test_a_client_is_told_once_to_ask_for_a_topic_that_is_new_to_it() -> None:
+    """By itself it would look once a second, and a restart reads three topics."""
+    readers = object.__new__(Readers)
+    readers._connection = cast(Connection, Prefixed())
+    client = Client()
+    one = _Idle(cast(Consumer, client), set())
+    for topic in ("state", "contracts", "away", "state", "away"):
+        readers._introduce(one, topic)  # that nobody answers is for the reading to say
+    assert client.asked == ["x.state", "x.contracts", "x.away"]
 
 
 EOF = KafkaError._PARTITION_EOF
