@@ -17,9 +17,10 @@ import confluent_kafka
 FUNCTIONS = (
     "mock_cluster_new", "mock_cluster_destroy", "mock_cluster_bootstraps", "mock_topic_create",
     "mock_push_request_errors", "mock_clear_request_errors", "mock_broker_error_stack_cnt", "mock_broker_set_down",
-    "mock_broker_set_up", "mock_group_initial_rebalance_delay_ms",
+    "mock_broker_set_up", "mock_group_initial_rebalance_delay_ms", "mock_partition_set_leader",
 )  # fmt: skip
 BROKER = 1  # its number
+NO_BROKER = -1
 
 
 class Api(IntEnum):
@@ -27,6 +28,7 @@ class Api(IntEnum):
 
     PRODUCE = 0
     FETCH = 1
+    LIST_OFFSETS = 2
     METADATA = 3
     OFFSET_FETCH = 9
     FIND_COORDINATOR = 10
@@ -81,6 +83,10 @@ class MockCluster:
         count = ctypes.c_size_t()
         self._told("mock_broker_error_stack_cnt", BROKER, ctypes.c_int16(api), ctypes.byref(count))
         return count.value
+
+    def lead(self, topic: str, partition: int, broker: int) -> None:
+        """From now on this broker leads the partition, or nobody does."""
+        self._told("mock_partition_set_leader", topic.encode(), ctypes.c_int32(partition), ctypes.c_int32(broker))
 
     def set_down(self) -> None:
         self._told("mock_broker_set_down", BROKER)

@@ -15,9 +15,10 @@ from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
-from tests.integration.mock_cluster import FUNCTIONS, Api, MockCluster, library, mock_cluster
+from tests.integration.mock_cluster import BROKER, FUNCTIONS, NO_BROKER, Api, MockCluster, library, mock_cluster
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport
+from errata.adapters.kafka import connection as connection_module
 from errata.adapters.kafka import producer as producer_module
 from errata.adapters.kafka.connection import Connection
 from errata.adapters.kafka.reader import Readers
@@ -55,6 +56,7 @@ def place() -> Iterator[Place]:
     with mock_cluster() as mock:
         mock.create_topic("in", 2)
         mock.create_topic("out", 2)
+        mock.create_topic("never-written", 1)
         transport = transport_on(mock)
         member = transport.consumer("group", "in", instance="0")
         poll_until_assigned(member)
@@ -273,6 +275,49 @@ def test_a_reader_asks_once_for_each_topic_that_is_new_to_it(place: Place, monke
     for topic in ("new", "newer", "new"):
         assert [record.value for record in place.transport.read_from((topic, 0))] == [b"v"]
     assert asked == ["new", "newer"]
+
+
+@pytest.fixture
+def led(place: Place) -> Iterator[str]:
+    """A topic of which the client has been told that nobody leads it."""
+    topic = f"led-{next(place.numbers)}"
+    place.mock.create_topic(topic, 1)
+    assert place.transport.end_offset((topic, 0)) == 0
+    place.mock.lead(topic, 0, NO_BROKER)
+    connection_module._ask_for_leader(place.transport._admin_client(), topic)
+    yield topic
+    place.mock.lead(topic, 0, BROKER)
+
+
+def test_a_partition_that_nobody_leads_for_a_moment_is_asked_for_until_somebody_does(place: Place, led: str) -> None:
+    back = Timer(0.5, place.mock.lead, (led, 0, BROKER))
+    back.start()
+    assert place.transport.end_offset((led, 0)) == 0
+    back.join()
+
+
+def test_an_admin_client_would_remember_for_minutes_that_nobody_led(
+    place: Place, led: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: what the client says by itself after the election, and what our asking makes of it."""
+    with monkeypatch.context() as without:
+        without.setattr(connection_module, "MOVED", frozenset())
+        place.mock.lead(led, 0, BROKER)
+        with pytest.raises(Unavailable, match="No leaders found"):
+            place.transport.end_offset((led, 0))
+    assert place.transport.end_offset((led, 0)) == 0
+
+
+def test_a_partition_that_nobody_leads_is_said_after_a_while(place: Place, led: str) -> None:
+    with pytest.raises(Unavailable, match=f"offsets of {led} partition 0: .*No leaders found"):
+        place.transport.end_offsets([(led, 0)], timeout_s=0.5)
+
+
+def test_a_leader_that_does_not_know_yet_how_far_it_may_answer_is_asked_again(place: Place) -> None:
+    code = KafkaError.OFFSET_NOT_AVAILABLE
+    place.mock.answer(Api.LIST_OFFSETS, code, code)
+    assert place.transport.end_offset(("never-written", 0)) == 0
+    assert place.mock.unsaid(Api.LIST_OFFSETS) == 0
 
 
 def test_a_broker_that_is_away_for_a_moment_costs_nothing(place: Place) -> None:

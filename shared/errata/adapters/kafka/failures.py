@@ -20,10 +20,11 @@ REFUSED = frozenset({
 UNKNOWN_PLACE = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
 })  # fmt: skip
-# A leader moved, or was elected anew, since the client last asked who it is.
+# A leader moved, was elected anew or does not know yet how far it may answer, or there was none when the client last
+# asked who it is (_NOENT: what an admin client says from memory, until somebody makes it ask again).
 MOVED = frozenset({
     KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._NOENT,
 })  # fmt: skip
 # Told while the client tries again by itself.
 PASSING = frozenset({
