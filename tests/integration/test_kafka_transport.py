@@ -16,10 +16,11 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport, apply_topics
+from errata.adapters.kafka import reader as reader_module
 from errata.adapters.kafka.connection import Connection
 from errata.adapters.kafka.instances import fence
 from errata.contracts.topics import DAY_S, Topic
-from errata.errors import ErrataError, Fenced, Misconfigured, StateDamaged, Unavailable
+from errata.errors import ErrataError, Fenced, HangingTransaction, Misconfigured, StateDamaged, Unavailable
 from errata.ports import Consumer, Outgoing, Record
 from errata_services.dev import servers
 from errata_services.dev.servers import KafkaServer
@@ -256,7 +257,8 @@ def test_a_restore_waits_for_the_transaction_that_is_open_at_its_start(place: Pl
     assert texts(rest) == (["open"] if commit else [])
 
 
-def test_a_restore_behind_a_transaction_that_never_ends_says_so(place: Place) -> None:
+def test_a_restore_behind_a_transaction_that_never_ends_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "HANGING_AFTER_S", 5.0)  # nobody looks for this one sooner than in 50 s
     writer = place.transport({"transaction.timeout.ms": "60000"})
     write(writer, "before")
     begin_open(writer, "hangs", at=2)
@@ -591,6 +593,28 @@ def test_leaders_that_were_elected_anew_are_asked_for(broker: KafkaServer) -> No
         assert monotonic() < deadline_s, "it does not find the leader"
     assert found == 2  # the record and its marker
     assert texts(transport.read_from(LOG)) == ["a"]
+    place.close()
+
+
+def test_a_restore_behind_a_transaction_waits_for_brokers_that_are_silent(
+    broker: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cannot end it, so it says nothing that nobody did; the stage that reads comes back when they do."""
+    monkeypatch.setattr(reader_module, "HANGING_AFTER_S", 3.0)
+    place = Place({"bootstrap.servers": broker.address})
+    writer = place.transport({"transaction.timeout.ms": "60000"})
+    write(writer, "before")
+    begin_open(writer, "open", at=2)
+    reading = place.transport({"transaction.timeout.ms": "1000"}).read_from(LOG)
+    assert texts([next(reading)]) == ["before"]
+    broker.freeze()
+    try:
+        with pytest.raises(Unavailable, match="no answer from Kafka") as error:
+            list(reading)
+    finally:
+        broker.thaw()
+    one_line(error)
+    assert not isinstance(error.value, HangingTransaction)
     place.close()
 
 

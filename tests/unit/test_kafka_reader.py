@@ -1,14 +1,18 @@
 """What a reader takes from its client."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
+from errata.adapters.kafka import reader
 from errata.adapters.kafka.connection import Connection
-from errata.adapters.kafka.reader import Readers, _Idle
-from errata.errors import Misconfigured
+from errata.adapters.kafka.failures import Diagnosis
+from errata.adapters.kafka.reader import TRANSACTIONS, Readers, _Idle, _Wait
+from errata.errors import HangingTransaction, Misconfigured, Unavailable
 
 
 @dataclass
@@ -52,6 +56,8 @@ class Client:
 
 
 class Prefixed:
+    diagnosis, servers = Diagnosis(), "broker:9092"
+
     def full(self, topic: str) -> str:
         return f"x.{topic}"
 
@@ -95,3 +101,91 @@ def test_a_record_of_what_was_read_before_is_passed_by() -> None:
 def test_an_error_of_nothing_in_particular_is_told() -> None:
     with pytest.raises(Misconfigured):
         some(Said(None, -1, KafkaError.TOPIC_AUTHORIZATION_FAILED, None))
+
+
+@dataclass
+class Brokers:
+    """What a client is told of the topics; ``lacking`` is one that has a replica out of sync."""
+
+    up: bool = True
+    lacking: str = ""
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        if not self.up:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        isrs: Sequence[int] = [1, 2] if topic == self.lacking else [1, 2, 3]
+        partition = SimpleNamespace(isrs=isrs, replicas=[1, 2, 3])
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions={0: partition})})
+
+
+@dataclass
+class Waiting:
+    """A read of 9 records that has come to the fifth, of transactions that hang after 25 s."""
+
+    monkeypatch: pytest.MonkeyPatch
+    brokers: Brokers = field(default_factory=Brokers)
+    now_s: float = 0.0
+    reached: int = 5
+
+    def __post_init__(self) -> None:
+        self.monkeypatch.setattr(reader, "monotonic", lambda: self.now_s)
+        client, connection = cast(Consumer, self.brokers), cast(Connection, Prefixed())
+        self.wait = _Wait(connection, client, ("state", 1), 9, 25.0, 60.0)
+
+    def until(self, now_s: float) -> None:
+        while self.now_s < now_s:
+            self.now_s += 1.0
+            self.wait.note(False, self.reached)
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    return Waiting(monkeypatch)
+
+
+def test_a_transaction_that_sound_brokers_do_not_end_hangs(waiting: Waiting) -> None:
+    waiting.until(26)
+    with pytest.raises(HangingTransaction, match=r"^hanging_transaction: state partition 1 stands at 5, its end is 9"):
+        waiting.until(27)
+
+
+@pytest.mark.parametrize(
+    ("brokers", "said"),
+    [
+        (Brokers(lacking="x.state"), "1 of 1 partitions of x.state lack replicas in sync"),
+        (Brokers(lacking=TRANSACTIONS), f"1 of 1 partitions of {TRANSACTIONS} lack replicas in sync"),
+        (Brokers(up=False), "no answer from Kafka at broker:9092"),
+    ],
+)
+def test_a_transaction_that_the_brokers_cannot_end_is_an_outage(
+    monkeypatch: pytest.MonkeyPatch, brokers: Brokers, said: str
+) -> None:
+    """Else a stage that starts while nodes are away would stop for good, and wait for a person."""
+    waiting = Waiting(monkeypatch, brokers)
+    with pytest.raises(Unavailable, match=said) as error:
+        waiting.until(27)
+    assert not isinstance(error.value, HangingTransaction)
+
+
+def test_brokers_that_are_just_back_have_their_time_to_end_a_transaction(waiting: Waiting) -> None:
+    waiting.brokers.up = False
+    waiting.until(24)
+    waiting.brokers.up = True
+    waiting.until(48)
+    with pytest.raises(HangingTransaction):
+        waiting.until(53)
+
+
+def test_a_read_that_nobody_answers_names_the_brokers(waiting: Waiting) -> None:
+    waiting.reached = -1
+    with pytest.raises(Unavailable, match="reading state partition 1: no answer from Kafka at broker:9092"):
+        waiting.until(27)
+
+
+def test_a_read_that_moves_does_not_hang_and_has_an_end(waiting: Waiting) -> None:
+    waiting.now_s = 30
+    waiting.wait.note(True, -1)
+    waiting.until(50)
+    waiting.wait.note(True, -1)
+    with pytest.raises(Unavailable, match="reading state partition 1 to 9 took longer than 60 s"):
+        waiting.until(61)

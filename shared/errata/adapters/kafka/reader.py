@@ -19,12 +19,15 @@ from errata.adapters.kafka.connection import (
 )
 from errata.adapters.kafka.consumer import records_of
 from errata.adapters.kafka.failures import PASSING, failure
-from errata.errors import HangingTransaction, Unavailable
+from errata.errors import ErrataError, HangingTransaction, Unavailable
 from errata.ports import Record
 from errata.ports import TopicPartition as Place
 
 RESTORE_TIMEOUT_S = 60.0
-HANGING_AFTER_S = 5.0  # beyond a transaction's time-out
+HANGING_AFTER_S = 15.0  # beyond a transaction's time-out: the broker looks for such transactions every 10 s
+SOUND_S = 2.0  # how often the brokers are looked at while a reader waits for the end of a transaction
+SOUND_ANSWER_S = 1.0
+TRANSACTIONS = "__transaction_state"  # Kafka's own topic: what ends a transaction is written there first
 POLL_S = 0.1
 BATCH = 1_000  # the fastest range of librdkafka's `consume` is 100 to 1,000
 PICKED_BATCH = 100  # most of it is thrown away
@@ -59,7 +62,7 @@ class Readers(OfOneProcess):
             return
         with self._borrowed("reader", place[0]) as client:
             client.assign([self._connection.at(place, start)])
-            wait = _Wait(self._connection, place, target, self._hanging_s, timeout_s)
+            wait = _Wait(self._connection, client, place, target, self._hanging_s, timeout_s)
             while True:
                 records, reached = self._some(client, place)
                 for record in records:
@@ -172,16 +175,24 @@ class _Idle:
 
 
 class _Wait:
-    """How long a read has gone without coming nearer to its end."""
+    """How long a read has gone without coming nearer to its end.
 
-    def __init__(self, connection: Connection, place: Place, target: int, hanging_s: float, timeout_s: float) -> None:
+    A transaction hangs when it stays open although the brokers could end it: all this time they answered, and all
+    replicas were in sync. Without that it is an outage, and no reason to stop a stage for good.
+    """
+
+    def __init__(
+        self, connection: Connection, client: Consumer, place: Place, target: int, hanging_s: float, timeout_s: float
+    ) -> None:
         self._connection = connection
+        self._client = client
         self._place = place
         self._target = target
         self._hanging_s = hanging_s
         self._timeout_s = timeout_s
-        self._begun_s = self._moved_s = monotonic()
+        self._begun_s = self._moved_s = self._looked_s = self._sound_since_s = monotonic()
         self._reached = -1
+        self._unsound: ErrataError | None = None
 
     def note(self, came: bool, reached: int) -> None:
         """Raises ``Unavailable`` when nothing moved for too long, or all of it takes too long."""
@@ -189,16 +200,42 @@ class _Wait:
         if came or reached > self._reached:
             self._moved_s = now_s
             self._reached = max(self._reached, reached)
+        elif now_s - self._looked_s > SOUND_S:
+            now_s = self._look()
         where = f"{self._place[0]} partition {self._place[1]}"
         if now_s - self._moved_s > self._hanging_s:
             if self._reached < 0:
                 raise self._connection.diagnosis.unreachable(f"reading {where}", self._connection.servers)
-            raise HangingTransaction(
-                f"hanging_transaction: {where} stands at {self._reached}, its end is {self._target}, and the"
-                " transaction between them does not end; find its producer"
-            )
+            if self._unsound is not None:
+                raise self._unsound
+            if now_s - self._sound_since_s > self._hanging_s:
+                raise HangingTransaction(
+                    f"hanging_transaction: {where} stands at {self._reached}, its end is {self._target}, and the"
+                    " transaction between them does not end; find its producer"
+                )
         if now_s - self._begun_s > self._timeout_s:
             raise Unavailable(f"reading {where} to {self._target} took longer than {self._timeout_s:.3g} s")
+
+    def _look(self) -> float:
+        """Whether the brokers could end a transaction now. Returns when that was known, by the monotonic clock."""
+        doing = f"reading {self._place[0]} partition {self._place[1]} to {self._target}"
+        self._unsound = None
+        for topic in (self._connection.full(self._place[0]), TRANSACTIONS):
+            try:
+                found = self._client.list_topics(topic, timeout=SOUND_ANSWER_S).topics[topic]
+            except KafkaException:
+                self._unsound = self._connection.diagnosis.unreachable(doing, self._connection.servers)
+                break
+            if lacking := sum(len(one.isrs) < len(one.replicas) for one in found.partitions.values()):
+                self._unsound = Unavailable(
+                    f"{doing}: the transaction before it has not ended, and {lacking} of {len(found.partitions)}"
+                    f" partitions of {topic} lack replicas in sync; are all brokers up?"
+                )
+                break
+        self._looked_s = monotonic()
+        if self._unsound is not None:
+            self._sound_since_s = self._looked_s
+        return self._looked_s
 
 
 def _runs(offsets: Sequence[int]) -> list[list[int]]:
