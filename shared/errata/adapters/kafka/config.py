@@ -50,8 +50,14 @@ _PRODUCER: Properties = {
 _DEFAULTS: Mapping[Kind, Properties] = {
     "consumer": _CONSUMER,
     "reader": _READER,
-    # A picker wants a few records: what it would fetch ahead is thrown away.
-    "picker": {**_READER, "queued.min.messages": "1", "max.partition.fetch.bytes": "65536"},
+    # A picker wants a few records: what it would fetch ahead is thrown away. So it rests after each fetch, and a rest
+    # from the last read is still on when the next begins.
+    "picker": {
+        **_READER,
+        "queued.min.messages": "1",
+        "max.partition.fetch.bytes": "65536",
+        "fetch.queue.backoff.ms": "1",
+    },
     "producer": _PRODUCER,
     "admin": {},
 }
