@@ -46,11 +46,22 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def data(tmp_path: Path, file: Path) -> Path:
-    folder = tmp_path / "data"
+def run_of(file: Path, folder: Path) -> Path:
     assert errata("run", "--embedded", "--input", file, "--data", folder).exit_code == 0
     return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path, file: Path) -> Path:
+    return run_of(file, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder for commands that change nothing in it."""
+    folder = tmp_path_factory.mktemp("asked")
+    (folder / "events.jsonl").write_text("\n".join(LINES) + "\n")
+    return run_of(folder / "events.jsonl", folder / "data")
 
 
 def listed(data: Path, *words: object) -> dict[str, Any]:
@@ -58,33 +69,33 @@ def listed(data: Path, *words: object) -> dict[str, Any]:
     return found
 
 
-def test_list_names_causes_and_counts(data: Path) -> None:
-    found = listed(data)
+def test_list_names_causes_and_counts(asked: Path) -> None:
+    found = listed(asked)
     assert (found["open"], found["settled"], len(found["letters"])) == (3, {}, 3)
     assert sorted((cause["class"], cause["open"]) for cause in found["causes"]) == [
         ("decode", 1), ("schema", 1), ("schema", 1),
     ]  # fmt: skip
     assert all("payload" not in letter for letter in found["letters"])
-    text = errata("dlq", "list", "--data", data).stdout
+    text = errata("dlq", "list", "--data", asked).stdout
     assert all(letter["dead_letter_id"][:8] in text for letter in found["letters"])
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_list_by_class_fingerprint_id_and_time(data: Path) -> None:
-    (letter,) = listed(data, "--class", "decode")["letters"]
-    assert listed(data, "--fingerprint", letter["fingerprint"][:6])["open"] == 1
-    assert listed(data, "--id", letter["dead_letter_id"][:8].upper())["open"] == 1
-    assert listed(data, "--since", "2026-01-05T12:00:01Z")["open"] == 0
-    assert listed(data, "--since", "2026-01-05")["open"] == 3
-    assert listed(data, "--stage", "tagger", "--stage", "enricher")["open"] == 0
+def test_list_by_class_fingerprint_id_and_time(asked: Path) -> None:
+    (letter,) = listed(asked, "--class", "decode")["letters"]
+    assert listed(asked, "--fingerprint", letter["fingerprint"][:6])["open"] == 1
+    assert listed(asked, "--id", letter["dead_letter_id"][:8].upper())["open"] == 1
+    assert listed(asked, "--since", "2026-01-05T12:00:01Z")["open"] == 0
+    assert listed(asked, "--since", "2026-01-05")["open"] == 3
+    assert listed(asked, "--stage", "tagger", "--stage", "enricher")["open"] == 0
 
 
-def test_show_prints_the_payload_and_nothing_that_moves_a_cursor(data: Path) -> None:
-    (letter,) = listed(data, "--class", "decode")["letters"]
-    page = errata("dlq", "show", letter["dead_letter_id"], "--data", data).stdout
+def test_show_prints_the_payload_and_nothing_that_moves_a_cursor(asked: Path) -> None:
+    (letter,) = listed(asked, "--class", "decode")["letters"]
+    page = errata("dlq", "show", letter["dead_letter_id"], "--data", asked).stdout
     assert r'{"nonsense \x1b[31m' in page
     assert "\x1b" not in page
-    shown = json.loads(errata("dlq", "show", "--class", "decode", "--json", "--data", data).stdout)
+    shown = json.loads(errata("dlq", "show", "--class", "decode", "--json", "--data", asked).stdout)
     assert shown["payload"] == LINES[3]
 
 
@@ -128,14 +139,14 @@ def test_discarded_is_put_away(data: Path) -> None:
     assert "Settled: 1 discarded." in errata("dlq", "list", "--data", data).stdout
 
 
-def test_export_writes_lines_that_only_their_owner_reads(data: Path, tmp_path: Path) -> None:
+def test_export_writes_lines_that_only_their_owner_reads(asked: Path, tmp_path: Path) -> None:
     out = tmp_path / "letters.jsonl"
-    assert errata("dlq", "export", "--output", out, "--data", data).exit_code == 0
+    assert errata("dlq", "export", "--output", out, "--data", asked).exit_code == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(line["payload"] for line in lines) == sorted(LINES[1:])
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert "--output: " in fault(errata("dlq", "export", "--output", out, "--data", data))
-    printed = errata("dlq", "export", "--class", "schema", "--data", data).stdout
+    assert "--output: " in fault(errata("dlq", "export", "--output", out, "--data", asked))
+    printed = errata("dlq", "export", "--class", "schema", "--data", asked).stdout
     assert len(printed.splitlines()) == 2
 
 
@@ -166,30 +177,30 @@ def test_another_key_opens_nothing_and_sends_nothing(data: Path) -> None:
         (("replay", "--class", "schema", "--reason", "x", "--patch", "gone.json"), "--patch: the file cannot be read"),
     ],
 )
-def test_what_is_asked_wrongly_is_told(words: tuple[str, ...], why: str, data: Path) -> None:
-    assert why in fault(errata("dlq", *words, "--data", data))
+def test_what_is_asked_wrongly_is_told(words: tuple[str, ...], why: str, asked: Path) -> None:
+    assert why in fault(errata("dlq", *words, "--data", asked))
 
 
 @pytest.mark.parametrize("patch", ["[]", "{}", "no json", '"text"', "[" * 10_000])
-def test_patch_must_be_an_object(patch: str, data: Path, tmp_path: Path) -> None:
+def test_patch_must_be_an_object(patch: str, asked: Path, tmp_path: Path) -> None:
     path = tmp_path / "patch.json"
     path.write_text(patch)
-    words = ("dlq", "replay", "--class", "schema", "--reason", "x", "--patch", path, "--data", data)
+    words = ("dlq", "replay", "--class", "schema", "--reason", "x", "--patch", path, "--data", asked)
     assert "--patch: must be a JSON object" in fault(errata(*words))
 
 
-def test_nothing_that_fits_and_no_such_folder(data: Path, tmp_path: Path) -> None:
-    assert "no dead letter fits" in fault(errata("dlq", "show", "00000000", "--data", data), NotFound)
+def test_nothing_that_fits_and_no_such_folder(asked: Path, tmp_path: Path) -> None:
+    assert "no dead letter fits" in fault(errata("dlq", "show", "00000000", "--data", asked), NotFound)
     assert "no dead letter fits" in fault(
-        errata("dlq", "replay", "--class", "sink", "--reason", "x", "--data", data), NotFound
+        errata("dlq", "replay", "--class", "sink", "--reason", "x", "--data", asked), NotFound
     )
     assert "--data: there is no such folder" in fault(errata("dlq", "list", "--data", tmp_path / "gone"))
     assert not (tmp_path / "gone").exists()
 
 
-def test_patch_that_does_not_fit_is_told(data: Path, tmp_path: Path) -> None:
+def test_patch_that_does_not_fit_is_told(asked: Path, tmp_path: Path) -> None:
     patch = tmp_path / "patch.json"
     patch.write_text('{"a": 1}')
-    result = errata("dlq", "replay", "--class", "decode", "--reason", "x", "--patch", patch, "--data", data)
+    result = errata("dlq", "replay", "--class", "decode", "--reason", "x", "--patch", patch, "--data", asked)
     assert (result.exit_code, "1 left: no JSON objects" in result.stderr) == (1, True)
-    assert listed(data)["open"] == 3
+    assert listed(asked)["open"] == 3

@@ -245,11 +245,8 @@ class _Pass:
                 break
             except _UNREADABLE as error:  # of the row after those in `rows`; the loop goes on behind it
                 at = len(rows)
-                row = self._slow(indices[at], raws[at], str(error), plan)
-                if row is not None:
-                    rows.append(row)
-                else:
-                    del indices[at], raws[at]
+                self._slow(indices[at], raws[at], str(error))
+                del indices[at], raws[at]
         if rows:
             self._predictions.add_typed(plan, rows, indices)
 
@@ -290,30 +287,26 @@ class _Pass:
         self._used.append(plan)
         return plan
 
-    def _slow(self, index: int, raw: bytes, fault: str, among: Plan | None = None) -> Any:
+    def _slow(self, index: int, raw: bytes, fault: str) -> None:
         """A row by the open way or the checks, a refusal, or nothing for what is no prediction to judge.
 
-        ``fault``: what the typed way said of it. A row of the model of ``among`` that can stand among its typed rows
-        is returned; any other is kept here.
+        ``fault``: what the typed way said of it.
         """
         try:
             row = self._row(index, raw, fault)
         except Refused as refusal:
             self._refuse(index, refusal)
-            return None
+            return
         if row is None:
-            return None
+            return
         plan = self._plan_of(row.tenant, row.model.name, index)
         found: Found = []
         plan.fill(row, found)
         if found:
             self._found[index] = found
-        if plan is among and (typed := plan.restated(row)) is not None:
-            return typed
         self._open.append((plan, index, row))
         if len(self._open) >= CHUNK:
             self._flush_open()
-        return None
 
     def _row(self, index: int, raw: bytes, fault: str) -> Any:
         refuse_truncated(fault, raw)

@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
-from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta
-from msgspec.structs import astuple
 
 from errata.adapters.decode_msgspec.envelope import is_vector
 from errata.contracts.events import OutcomeKind, StatusCode
@@ -246,38 +244,6 @@ class Form:
 OpenRow: Any = _row_type("OpenRow", FIELDS)
 
 
-def _nothing(row: Any) -> Any:
-    """No typed row can stand for this one."""
-
-
-def _restating(order: tuple[str, ...], features: Any, row: Any) -> Callable[[Any], Any]:
-    """What makes a typed row of an open one that `Plan.fill` has filled; None of one with a field that typed rows lack.
-
-    So the few that break a type become columns together with the others: columns of their own cost as much as a
-    hundred rows.
-    """
-    beyond = [name for name in FIELDS if name not in order]
-    theirs, ours = _places(beyond), _places(order)
-    absent = tuple(default for name, _, default in _ROW if name in beyond)
-
-    def restated(open_row: Any) -> Any:
-        values = astuple(open_row)
-        if theirs(values) != absent:
-            return None
-        given = dict(zip(order, ours(values), strict=True))
-        given["features"] = features(*open_row.features)
-        return row(**given)
-
-    return restated
-
-
-def _places(names: Sequence[str]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """What picks some fields of an open row that was taken apart."""
-    if len(names) > 1:
-        return itemgetter(*map(FIELDS.index, names))
-    return lambda values: tuple(values[FIELDS.index(name)] for name in names)
-
-
 @lru_cache(maxsize=8)
 def _segments_type(names: tuple[str, ...]) -> Any:
     """One type for all models: each type is memory to be read again for every few events of a model."""
@@ -347,15 +313,10 @@ class Plan:
         self.judges = self.output in (None, "class")  # an outcome of a class is right or wrong
         self.predicted = self._predicted()
         self.decode: Callable[[bytes], Any] | None = None
-        self.restated: Callable[[Any], Any] = _nothing
         if contract and len(self.names) <= MAX_FEATURES and all(map(_can_be_field, self.names)):
-            features, row = self._types(form)
-            self.decode = msgspec.json.Decoder(row).decode
-            if not loose:  # its columns are checked once more, and what `fill` found would be found twice
-                self.restated = _restating(form.order, features, row)
+            self.decode = msgspec.json.Decoder(self._type(form)).decode
 
-    def _types(self, form: Form) -> tuple[Any, Any]:
-        """Of the features and of the rows."""
+    def _type(self, form: Form) -> Any:
         layout = self.layout
         features = {
             name: AnyFeature if name in self.loose else _TYPES[kind]
@@ -367,14 +328,13 @@ class Plan:
             forbid_unknown_fields=True,
             gc=False,
         )
-        of_features = _struct_of("Features", features)
-        types: dict[str, Any] = {"features": of_features, "model": model}
+        types: dict[str, Any] = {"features": _struct_of("Features", features), "model": model}
         types["tenant"] = Literal[layout.tenant]
         if form.segments is not None:
             types["segments"] = _segments_type(form.segments)
         # An event that names no tenant is of tenant "default".
         required = () if layout.tenant == "default" else ("tenant",)
-        return of_features, _row_type("Row", form.order, required, **self._output_types(types))
+        return _row_type("Row", form.order, required, **self._output_types(types))
 
     def _output_types(self, types: dict[str, Any]) -> dict[str, Any]:
         if self.output == "class":
