@@ -52,7 +52,10 @@ def rows(rig: Rig) -> list[Row]:
         found = ended(four, publisher, story, context=False)
     slopes = {name: slope_mb_h(each) for name, each in samples.items()}
     files = {name: growth_of_files(each) for name, each in samples.items()}
-    shown = ", ".join(f"{name} {value:+.2f}" for name, value in slopes.items())
+    shown = ", ".join(
+        f"{name} {slopes[name]:+.2f} (from {each[int(len(each) * WARM)][1]:.0f} to {each[-1][1]:.0f} MB)"
+        for name, each in samples.items()
+    )
     return [
         Row(f"soak of {minutes:g} min: growth of memory after warm-up, at most (MB/h)", max(slopes.values()),
             "slope_mb_h" if minutes >= 30 else None, f"{shown}; {faults} faults"),
