@@ -308,6 +308,28 @@ def test_an_admin_client_would_remember_for_minutes_that_nobody_led(
     assert place.transport.end_offset((led, 0)) == 0
 
 
+def test_the_leaders_of_a_topic_are_asked_for_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each of its partitions: a look-up that has two seconds would be over by then."""
+    topic, asked = f"led-{next(place.numbers)}", list[str]()
+    places = [(topic, number) for number in range(12)]
+    place.mock.create_topic(topic, len(places))
+    place.transport.end_offsets(places)
+    ask = connection_module._ask_for_leader
+    for _, number in places:
+        place.mock.lead(topic, number, NO_BROKER)
+    ask(place.transport._admin_client(), topic)
+
+    def elected(client: Any, name: str) -> None:
+        asked.append(name)
+        for _, number in places:
+            place.mock.lead(topic, number, BROKER)
+        ask(client, name)
+
+    monkeypatch.setattr(connection_module, "_ask_for_leader", elected)
+    assert place.transport.end_offsets(places) == dict.fromkeys(places, 0)
+    assert asked == [topic]
+
+
 def test_a_partition_that_nobody_leads_is_said_after_a_while(place: Place, led: str) -> None:
     with pytest.raises(Unavailable, match=f"offsets of {led} partition 0: .*No leaders found"):
         place.transport.end_offsets([(led, 0)], timeout_s=0.5)

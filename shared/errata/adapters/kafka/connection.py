@@ -160,6 +160,7 @@ def _offsets(
         futures: Mapping[TopicPartition, Future[Any]] = admin.list_offsets(
             asked, isolation_level_value=ISOLATION_LEVEL_READ_UNCOMMITTED, request_timeout=timeout_s
         )
+        moved: set[str] = set()
         for partition, future in futures.items():
             place = partition.topic.removeprefix(connection.prefix), partition.partition
             try:
@@ -168,7 +169,9 @@ def _offsets(
                 if error_of(error).code() not in MOVED or monotonic() > deadline_s:
                     doing = f"offsets of {place[0]} partition {place[1]}"
                     raise connection.answered(admin, error, doing) from None
-                _ask_for_leader(admin, partition.topic)
+                moved.add(partition.topic)
+        for topic in sorted(moved):  # once, however many of its partitions it is
+            _ask_for_leader(admin, topic)
     return found
 
 
