@@ -28,7 +28,7 @@ from errata.domain.array_codec import PlainJson, pack_arrays, pack_json, unpack_
 from errata.domain.columns import PURPOSES, Batch, Beat, Ints, Layout, Outcomes, Predictions
 from errata.domain.detection.anomalies import anomaly_of, case_id, config_hash
 from errata.domain.detection.engine import DETECTORS, LABEL_DETECTORS, Engine, Judged, clamped
-from errata.domain.detection.identity import BLOCK, SeenIds
+from errata.domain.detection.identity import BLOCK, Hashes, SeenIds
 from errata.domain.detection.keeping import BASE_BYTES, Arrivals, Departed, Departures, Keeper, Limits, Reason
 from errata.domain.detection.profile import Profile, compile_profile
 from errata.domain.detection.state import (
@@ -54,7 +54,7 @@ from errata.runtime.telemetry import NoTelemetry, Telemetry
 
 REKEYED = "errata-rekeyed"  # header of a record that was sent to its place
 MAX_HOMES = 65_536
-IDS, DEPARTED, SLOT = b"ids", b"departed", b'["slot",'
+IDS, BLOCK_OF_IDS, DEPARTED, SLOT = b"ids", b"ids:", b"departed", b'["slot",'
 VERSIONS = {d.id: d.version for d in DETECTORS} | {d.id: d.version for d in LABEL_DETECTORS}
 CONFIG_HASH = config_hash(
     sorted(VERSIONS.items()),
@@ -102,7 +102,7 @@ class AnomalyDetector:
         self._expired: dict[int, dict[bytes, None]] = {}  # keys that await a tombstone
         self._gone: dict[Reason, int] = {}  # slots that left in this batch
         self._seen: dict[int, SeenIds] = {}
-        self._committed: dict[int, dict[bytes, bytes]] = {}
+        self._committed: dict[int, dict[bytes, bytes]] = {}  # without the blocks of ids
         self._pending: list[StateChange] = []
         self._tables_in_force: dict[int, dict[str, list[object]]] = {}
         self.judged = Judged()
@@ -134,7 +134,13 @@ class AnomalyDetector:
     # -- the stage ----------------------------------------------------------------------------------------------------
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
-        blocks: dict[int, np.ndarray[tuple[int], np.dtype[np.uint64]]] = {}
+        taken, blocks = self._restore(partition, entries)
+        self._seen[partition] = SeenIds()
+        self._seen[partition].rewind(taken, blocks)
+
+    def _restore(self, partition: int, entries: Mapping[bytes, bytes]) -> tuple[int, dict[int, Hashes]]:
+        """All but the ids, of which it says how many came, and what the entries hold of them."""
+        blocks: dict[int, Hashes] = {}
         slots = []
         taken = 0
         for key, value in sorted(entries.items()):
@@ -142,9 +148,9 @@ class AnomalyDetector:
                 self._tables_in_force[partition] = TABLES_SCHEMA.read(*unpack_json(value))
             elif key == IDS:
                 taken = int(IDS_SCHEMA.read(*unpack_json(value))["taken"])
-            elif key.startswith(IDS + b":"):
+            elif key.startswith(BLOCK_OF_IDS):
                 version, _, arrays = unpack_arrays(value)
-                blocks[int(key[len(IDS) + 1 :])] = BLOCK_SCHEMA.read(version, arrays)["ids"]
+                blocks[int(key[len(BLOCK_OF_IDS) :])] = BLOCK_SCHEMA.read(version, arrays)["ids"]
             elif key == DEPARTED:
                 version, _, arrays = unpack_arrays(value)
                 self._departed[partition] = Departed.of_arrays(DEPARTED_SCHEMA.read(version, arrays))
@@ -154,9 +160,8 @@ class AnomalyDetector:
                 raise StateDamaged("foreign_key: it holds a key that this stage does not write")
         self._restore_slots(partition, slots)
         self._keeper.forget(partition)
-        self._seen[partition] = SeenIds()
-        self._seen[partition].rewind(taken, blocks)
-        self._committed[partition] = dict(entries)
+        self._committed[partition] = {key: value for key, value in entries.items() if not key.startswith(BLOCK_OF_IDS)}
+        return taken, blocks
 
     def _restore_slots(self, partition: int, values: Sequence[bytes]) -> None:
         for alike in unpack_alike(values):
@@ -345,8 +350,10 @@ class AnomalyDetector:
         for change in self._pending:
             if change.value is None:
                 self._committed[change.partition].pop(change.key, None)
-            else:
+            elif not change.key.startswith(BLOCK_OF_IDS):
                 self._committed[change.partition][change.key] = change.value
+        for seen in self._seen.values():
+            seen.settle()
         self._pending = []
         if self._gone:
             self._telemetry.evicted(self._gone)
@@ -355,15 +362,18 @@ class AnomalyDetector:
         self._telemetry.state_held(self.held_bytes, self._keeper.limits.state_bytes)
 
     def rollback(self) -> None:
-        """Back to the last commit: the state is made anew from its committed entries."""
-        committed, self._pending = self._committed, []
+        """Back to the last commit: the state is made anew from its committed entries, but for the ids, which are many
+        and know themselves what the last steps changed."""
+        committed, seen, self._pending = self._committed, self._seen, []
         self._state = State()
         self._engine = Engine(self._state)
         self._seen, self._committed, self._tables_in_force = {}, {}, {}
         self._departed, self._expired, self._gone = {}, {}, {}
         self._keeper.floor_us.clear()
         for partition, entries in committed.items():
-            self.restore(partition, entries)
+            self._restore(partition, entries)
+            self._seen[partition] = seen[partition]
+            self._seen[partition].undo()
 
     # -- who a row belongs to -----------------------------------------------------------------------------------------
 
@@ -455,7 +465,7 @@ class AnomalyDetector:
                 continue
             for place, ids in seen.blocks_since(before):
                 value = pack_arrays(BLOCK_SCHEMA.version, {}, {"ids": ids}, self._plain)
-                changes.append(StateChange(partition, IDS + b":%d" % place, value))
+                changes.append(StateChange(partition, BLOCK_OF_IDS + b"%d" % place, value))
             changes.append(
                 StateChange(partition, IDS, pack_json(IDS_SCHEMA.version, {"taken": seen.taken, "block": BLOCK}))
             )

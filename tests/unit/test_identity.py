@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.memory import resident_mb
 
 from errata.domain.detection.identity import BLOCK, BLOCKS, EMPTY, GENERATION, GOLDEN, PLACES, IdTable, SeenIds
 
@@ -118,6 +119,48 @@ def test_rewind_is_the_state_of_then(taken: int) -> None:
     assert memory_of(again) == memory_of(then)
     batch = np.concatenate([ids(max(1, taken - 50), taken + 50), ids(7_000_000, 7_000_010)])
     assert again.step(batch).tolist() == then.step(batch).tolist()
+
+
+@pytest.mark.parametrize("settled", [0, 1, BLOCK, GENERATION - 1, GENERATION, 2 * GENERATION - 3, 2 * GENERATION + 5])
+@pytest.mark.parametrize("sizes", [(1,), (7, BLOCK, 3), (GENERATION + 9,), (5, 2 * GENERATION, 11)])
+def test_steps_that_were_not_settled_can_be_taken_back(settled: int, sizes: tuple[int, ...]) -> None:
+    """Also through the end of a generation, and where the ring has come round."""
+    seen = filled(settled)
+    seen.settle()
+    before, ring = memory_of(seen), seen.ring.copy()
+    at = settled + 1
+    for size in sizes:
+        seen.step(ids(max(1, at - 2), at + size))
+        at += size
+    seen.undo()
+    assert memory_of(seen) == before
+    assert (seen.ring == ring).all()
+    seen.undo()
+    assert memory_of(seen) == before
+
+
+def test_what_is_settled_is_not_taken_back() -> None:
+    """The control of the test above, and why a commit has to settle: else a later undo goes too far."""
+    seen = filled(10)
+    seen.settle()
+    seen.step(ids(11, 21))
+    seen.settle()
+    seen.step(ids(21, 31))
+    seen.undo()
+    assert (seen.taken, seen.overwritten) == (20, [])
+    assert seen.step(ids(1, 31)).tolist() == [True] * 20 + [False] * 10
+
+
+def test_its_memory_is_there_from_the_start() -> None:
+    """Pages of a ring that come into being as it fills look like a leak for the first 262,144 events of a partition."""
+    before_mb = resident_mb(kind="RssAnon")
+    kept = [SeenIds() for _ in range(10)]
+    first_mb = resident_mb(kind="RssAnon") - before_mb
+    rings_mb = len(kept) * kept[0].ring.nbytes / 2**20
+    assert first_mb > 0.8 * rings_mb
+    for seen in kept:
+        seen.ring[:] = 1
+    assert resident_mb(kind="RssAnon") - before_mb - first_mb < 0.2 * rings_mb
 
 
 def test_changed_blocks_are_enough_to_follow() -> None:

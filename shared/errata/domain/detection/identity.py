@@ -80,14 +80,23 @@ def _next_place(place: Places) -> Places:
     return (place + 1) & (PLACES - 1)
 
 
+def _empty_ring() -> Hashes:
+    """Written to, so that it is memory from the first event on: else a process would grow for as long as it fills."""
+    return np.full(2 * GENERATION, EMPTY, np.uint64)
+
+
 @dataclass(slots=True)
 class SeenIds:
-    """The ids of one partition. ``ring`` holds both generations in order of arrival, ``taken`` how many ever came."""
+    """The ids of one partition. ``ring`` holds both generations in order of arrival, ``taken`` how many ever came.
+
+    What a step overwrites is kept until `settle`, so that `undo` can take the steps since then back.
+    """
 
     taken: int = 0
-    ring: Hashes = field(default_factory=lambda: np.zeros(2 * GENERATION, np.uint64))
+    ring: Hashes = field(default_factory=_empty_ring)
     newer: IdTable = field(default_factory=IdTable)
     older: IdTable = field(default_factory=IdTable)
+    overwritten: list[Hashes] = field(default_factory=list)
 
     def step(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Which ids were seen before, in this batch or an earlier one; new ones are remembered."""
@@ -110,6 +119,7 @@ class SeenIds:
             duplicate |= ~first
         fresh = ids[~duplicate]
         place = self.taken % (2 * GENERATION)
+        self.overwritten.append(self.ring[place : place + len(fresh)].copy())
         self.ring[place : place + len(fresh)] = fresh
         self.newer.add(fresh)
         self.taken += len(fresh)
@@ -124,13 +134,30 @@ class SeenIds:
             place = block % BLOCKS
             yield place, self.ring[place * BLOCK : (place + 1) * BLOCK]
 
+    def settle(self) -> None:
+        """The steps so far stand."""
+        self.overwritten.clear()
+
+    def undo(self) -> None:
+        """Take back the steps since `settle`."""
+        for ids in reversed(self.overwritten):
+            self.taken -= len(ids)
+            place = self.taken % (2 * GENERATION)
+            self.ring[place : place + len(ids)] = ids
+        self.settle()
+        self._tabulate()
+
     def rewind(self, taken: int, blocks: Mapping[int, Hashes]) -> None:
-        """Back to ``taken`` ids, with the ring's blocks as they were then."""
+        """To ``taken`` ids, with the ring's blocks as they were then."""
         for place, ids in blocks.items():
             self.ring[place * BLOCK : (place + 1) * BLOCK] = ids
         self.taken = taken
-        start = taken - taken % GENERATION
-        self.newer = IdTable(self._between(start, taken))
+        self.settle()
+        self._tabulate()
+
+    def _tabulate(self) -> None:
+        start = self.taken - self.taken % GENERATION
+        self.newer = IdTable(self._between(start, self.taken))
         self.older = IdTable(self._between(max(0, start - GENERATION), start))
 
     def _between(self, first: int, last: int) -> Hashes:
