@@ -11,6 +11,7 @@ from threading import Event
 import structlog
 
 from errata import __version__
+from errata.adapters.allocator import Spare
 from errata.contracts import Contract
 from errata.contracts.topics import CONTRACTS, STAGES, TRENDS_SERVICE
 from errata.errors import ErrataError, Misconfigured
@@ -67,7 +68,8 @@ def run_service(name: str, settings: ServiceSettings) -> None:
         with service_parts(name, settings, config_hash) as parts:
             loop, on_tick = LOOPS[name](settings, parts)
             calm_collector()
-            serve(_Member(loop, parts, settings.leave, stopping), stopping, on_tick, stall_watch(settings, parts))
+            member = _Member(loop, parts, settings.leave, stopping)
+            serve(member, stopping, sparing(on_tick), stall_watch(settings, parts))
     except Exception as error:
         log = structlog.get_logger()
         if isinstance(error, ErrataError) and error.exit_code in SAYING:
@@ -90,7 +92,18 @@ def _keep(settings: ServiceSettings, stopping: Event) -> None:
             heartbeat_every_s=settings.heartbeat_every_s,
         )
         calm_collector()
-        serve(keeper, stopping, parts.health.tick)
+        serve(keeper, stopping, sparing(parts.health.tick))
+
+
+def sparing(on_tick: Callable[[], None]) -> Callable[[], None]:
+    """``on_tick``, and now and then the pages of the heap that hold nothing go back to the system."""
+    spare = Spare()
+
+    def tick() -> None:
+        on_tick()
+        spare()
+
+    return tick
 
 
 def stall_watch(settings: ServiceSettings, parts: ServiceParts) -> StallWatch | None:

@@ -1,0 +1,57 @@
+"""What the C allocator keeps goes back to the system, now and then."""
+
+import platform
+from dataclasses import dataclass
+
+import pytest
+from tests.memory import resident_mb
+
+from errata.adapters.allocator import SPARE_EVERY_S, Spare, trim
+from errata_services import processes
+
+PIECES, PIECE_BYTES, HELD_ONE_IN = 10_000, 6_000, 10  # 60 MB, of which a tenth stays, spread over all of it
+FREED_MB = 40.0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked for what it keeps")
+def test_pages_that_hold_nothing_go_back() -> None:
+    pieces = [bytes(PIECE_BYTES + at % 100) for at in range(PIECES)]
+    held = pieces[::HELD_ONE_IN]
+    del pieces
+    kept_mb = resident_mb(
+        kind="RssAnon"
+    )  # the control: glibc gives back nothing by itself, as pieces lie behind all gaps
+    trim()
+    assert kept_mb - resident_mb(kind="RssAnon") > FREED_MB
+    assert len(held) == PIECES / HELD_ONE_IN
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    trim()
+
+
+@dataclass
+class Clock:
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_it_is_asked_once_in_a_while() -> None:
+    clock, asked_s = Clock(), list[float]()
+    spare = Spare(clock=clock, give_back=lambda: asked_s.append(clock.now_s))
+    for at in range(100):
+        clock.now_s = float(at)
+        spare()
+    assert asked_s == [SPARE_EVERY_S, 2 * SPARE_EVERY_S, 3 * SPARE_EVERY_S]
+
+
+def test_the_loops_of_services_ask_between_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(processes, "Spare", lambda: lambda: said.append("spare"))
+    tick = processes.sparing(lambda: said.append("tick"))
+    tick()
+    tick()
+    assert said == ["tick", "spare"] * 2
