@@ -228,9 +228,10 @@ class AnomalyDetector:
         tombstones: dict[tuple[int, bytes], None] = {}
         rest = decoded
         while True:
-            leaving = self._keeper.next_departures(self._state, self._arrivals(rest), after_first=reached)
+            arrivals, known = self._arrivals(rest)
+            leaving = self._keeper.next_departures(self._state, arrivals, after_first=reached)
             if leaving is None:
-                duplicates += self._judge(batch[start:], rest, start)
+                duplicates += self._judge(batch[start:], rest, start, known)
                 break
             reached = leaving.record == 0
             if reached:
@@ -245,10 +246,13 @@ class AnomalyDetector:
         deleted = [StateChange(*place, None) for place in tombstones if place not in held]
         return [*deleted, *self._departed_changes(tombstones)], duplicates
 
-    def _judge(self, batch: Sequence[Record], decoded: Batch, start: int) -> int:
-        """One part of a batch, which begins at record ``start`` of it; the number of duplicates."""
-        slots = self._slots_of(decoded.predictions, decoded)
-        outcome_slots = self._slots_of(decoded.outcomes, decoded)
+    def _judge(
+        self, batch: Sequence[Record], decoded: Batch, start: int, known: tuple[Ints | None, Ints | None] = (None, None)
+    ) -> int:
+        """One part of a batch, which begins at record ``start`` of it; the number of duplicates. ``known``: what
+        `_known_slots` says of its predictions and outcomes, where it was asked already."""
+        slots = self._slots_of(decoded.predictions, decoded, known[0])
+        outcome_slots = self._slots_of(decoded.outcomes, decoded, known[1])
         keep, keep_outcomes = self._distinct(decoded)
         judged = self._engine.step(
             decoded, slots, outcome_slots, keep, keep_outcomes, lambda record, slot: self._case_id(batch[record], slot)
@@ -261,23 +265,25 @@ class AnomalyDetector:
         self.judged.add(judged)
         return int((~keep).sum() + (~keep_outcomes).sum())
 
-    def _arrivals(self, decoded: Batch) -> Arrivals:
-        """Rows and ticks in receipt order, with the slots there are before any of them is judged."""
+    def _arrivals(self, decoded: Batch) -> tuple[Arrivals, tuple[Ints, Ints]]:
+        """Rows and ticks in receipt order, with the slots there are before any of them is judged; and these slots by
+        themselves, of predictions and of outcomes."""
         p, o, ticks = decoded.predictions, decoded.outcomes, decoded.ticks
         new_bytes: list[int] = []
-        slots = [self._known_slots(rows, decoded, new_bytes) for rows in (p, o)]
+        known = self._known_slots(p, decoded, new_bytes), self._known_slots(o, decoded, new_bytes)
         record = np.concatenate([p.record, o.record, np.array([tick.record for tick in ticks], np.int64)])
         order = np.argsort(record, kind="stable")
         ticked = [np.array(column, np.int64) for column in (
             [tick.partition for tick in ticks], [tick.record_time_us for tick in ticks], [-1] * len(ticks),
         )]  # fmt: skip
-        return Arrivals(
+        arrivals = Arrivals(
             record[order],
             np.concatenate([p.partition, o.partition, ticked[0]])[order],
             np.concatenate([p.record_time_us, o.record_time_us, ticked[1]])[order],
-            np.concatenate([*slots, ticked[2]])[order],
+            np.concatenate([*known, ticked[2]])[order],
             new_bytes,
         )
+        return arrivals, known
 
     def _known_slots(self, rows: Predictions | Outcomes, batch: Batch, new_bytes: list[int]) -> Ints:
         """The slot of each row, −2 − n for one that is not there yet; its bytes are added to ``new_bytes``."""
@@ -377,10 +383,10 @@ class AnomalyDetector:
 
     # -- who a row belongs to -----------------------------------------------------------------------------------------
 
-    def _slots_of(self, rows: Predictions | Outcomes, batch: Batch) -> Ints:
-        """The slot of each row; new slots are made in receipt order."""
-        if not len(rows):
-            return np.zeros(0, np.int64)
+    def _slots_of(self, rows: Predictions | Outcomes, batch: Batch, known: Ints | None) -> Ints:
+        """The slot of each row; new slots are made in receipt order. ``known``: what `_known_slots` said just now."""
+        if known is not None and not (known < 0).any():
+            return known
         pairs = rows.layout * len(PURPOSES) + rows.purpose
         slots = np.full(len(batch.layouts) * len(PURPOSES), -1, np.int64)
         new = []

@@ -121,6 +121,8 @@ class MsgspecDecoder:
         plan = self._plans.get(key)
         if plan is not None and plan.given is not layout:
             plan = None
+        if plan is not None and plan.learnt and not plan.broken:
+            return plan
         loose: frozenset[str] = plan.loose if plan else frozenset()
         if plan and plan.broken:
             loose |= plan.broken_often(*LOOSENED)
@@ -152,6 +154,7 @@ class _Pass:
         self._decoder = decoder
         self._records = records
         self._values: Sequence[Any] = ()
+        self._odd: set[int] = set()  # records that are too large or hold a NUL: not for the typed way
         self._partitions = self._offsets = self._times_us = _whole_numbers(())
         self._given = layouts
         self._plans: dict[bytes | None, Plan] = {}  # of this batch, by the key of their models
@@ -196,7 +199,9 @@ class _Pass:
             return by_key
         topics, partitions, offsets, times_us, keys, values, headers = columns_of(self._records)
         foreign = self._of_other_versions(topics, headers) if any(headers) else set()
-        if topics.count(PREDICTIONS) == len(topics) and all(values) and not foreign:
+        whole = all(values)
+        self._odd = _odd(values if whole else [value or b"" for value in values])
+        if topics.count(PREDICTIONS) == len(topics) and whole and not foreign:
             for index, key in enumerate(keys):
                 by_key[key].append(index)
         else:
@@ -230,8 +235,8 @@ class _Pass:
             for index, raw in zip(indices, raws, strict=True):
                 self._slow(index, raw, _IN_FEATURES)
             return
-        if max(map(len, raws)) > MAX_BYTES or True in map(contains, raws, repeat(_BACKSLASH)):
-            typed = [not (_NUL in raw or len(raw) > MAX_BYTES) for raw in raws]
+        if self._odd and not self._odd.isdisjoint(indices):
+            typed = [index not in self._odd for index in indices]
             for index, raw, well in zip(indices, raws, typed, strict=True):
                 if not well:
                     self._slow(index, raw, "")
@@ -406,6 +411,15 @@ class _Pass:
         else:
             plan = self._plan_of(outcome.tenant, outcome.model.name, index)
             self._outcomes.add(index, plan, outcome, time_us)
+
+
+def _odd(values: Sequence[bytes]) -> set[int]:
+    """Places of values that are too large or hold a NUL."""
+    escaped = compress(range(len(values)), map(contains, values, repeat(_BACKSLASH)))
+    found = {at for at in escaped if _NUL in values[at]}
+    if max(map(len, values)) > MAX_BYTES:
+        found.update(at for at, value in enumerate(values) if len(value) > MAX_BYTES)
+    return found
 
 
 def _seen(raw: bytes | None) -> dict[str, Any] | None:
@@ -669,7 +683,7 @@ class _PredictionColumns:
         group = np.repeat(np.arange(len(sizes)), sizes)[rows]
         place = rows - _starts(sizes)[group]
         numbers, categories, others = (
-            _in_order(np.frombuffer(held), [plan.places[kind] for plan, _ in self._groups], sizes, group, place)
+            _in_order(np.frombuffer(held), kind, self._groups, sizes, group, place)
             for kind, held in enumerate(self._features)
         )
         layout = slot[rows]
@@ -775,14 +789,17 @@ def _doubles(values: Sequence[float | None]) -> bytes:
         return pack(*[nan if value is None else value for value in values])
 
 
-def _in_order(values: Floats, places: Sequence[Ints], sizes: Ints, group: Ints, place: Ints) -> Floats:
+def _in_order(
+    values: Floats, kind: int, groups: Sequence[tuple[Plan, int]], sizes: Ints, group: Ints, place: Ints
+) -> Floats:
     """Ragged values row by row, each row's in the order of its layout.
 
-    ``values`` stand group by group, in a group column by column. ``places``: the columns of each group in the order of
-    the layout; ``group`` and ``place`` in it of each row that is wanted.
+    ``values`` are of one kind of features and stand group by group, in a group column by column. ``group`` and
+    ``place`` in it of each row that is wanted.
     """
     if not len(values):
         return np.zeros(0)
+    places = [plan.places[kind] for plan, _ in groups]  # the columns of each group in the order of the layout
     widths = np.array(list(map(len, places)), np.int64)
     columns = np.repeat(_starts(sizes * widths), widths) + np.repeat(sizes, widths) * np.concatenate(places)
     wide = widths[group]

@@ -32,6 +32,7 @@ _LONG_INTEGER = (
     b"0" * 19
 )  # nineteen digits in a row, once each digit is a zero: an eighth of a regular expression's time
 _decode = msgspec.json.Decoder().decode
+_pass_over = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def _text(value: Any) -> str | None:
@@ -269,7 +270,8 @@ def refuse_nameless(fault: str, raw: bytes) -> None:
     """Refuse an event in which a typed decoder misses its id, and nothing else: the first field there is to check."""
     if fault == "Object missing required field `event_id`" and not has_hidden_faults(raw):
         with suppress(msgspec.DecodeError):  # more than one object: the typed decoder stopped before the second
-            raise schema_refusal("/event_id", _decode(raw))
+            _pass_over(raw)
+            raise schema_refusal("/event_id", {})
 
 
 def has_hidden_faults(raw: bytes) -> bool:

@@ -310,10 +310,11 @@ class _Run:
         hashes = self.p.id_hash[rows]
         low = np.flatnonzero(hashes < SAMPLED_BELOW)
         chosen = low[best(slots[low], hashes[low])]
-        for i, hash_, index in zip(chosen.tolist(), hashes[chosen].tolist(), slots[chosen].tolist(), strict=True):
+        places = zip(rows[chosen].tolist(), hashes[chosen].tolist(), slots[chosen].tolist(), strict=True)
+        for row, hash_, index in places:
             held = self.state.slot(index).sample
             if is_among_smallest(held, hash_):
-                hold(held, self._row(int(rows[i])))
+                hold(held, self._row(row))
 
     def _sample_flags(self, flags: Pairs) -> None:
         hashes = self.p.id_hash[flags.row]
