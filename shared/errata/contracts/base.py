@@ -33,6 +33,9 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(
+        # Texts of messages are ids and times, no two alike: keeping 16,384 of them, as pydantic would, is 1.5 MB by
+        # which each service grows for hours, and saves nothing.
+        cache_strings="keys",
         defer_build=True,
         frozen=True,
         strict=True,

@@ -14,7 +14,7 @@ from math import nan
 from operator import contains
 from struct import Struct
 from struct import error as StructError
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -200,7 +200,7 @@ class _Pass:
         topics, partitions, offsets, times_us, keys, values, headers = columns_of(self._records)
         foreign = self._of_other_versions(topics, headers) if any(headers) else set()
         whole = all(values)
-        self._odd = _odd(values if whole else [value or b"" for value in values])
+        self._odd = _odd(cast(Sequence[bytes], values) if whole else [value or b"" for value in values])
         if topics.count(PREDICTIONS) == len(topics) and whole and not foreign:
             for index, key in enumerate(keys):
                 by_key[key].append(index)
