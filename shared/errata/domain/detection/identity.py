@@ -13,6 +13,7 @@ filter: a false positive would be a lost event. With 64 bits the chance of one i
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,18 @@ Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
 
+def _own_memory(n: int) -> Hashes:
+    """An empty array of ids on pages of its own: all there from the first event on, and gone with the array.
+
+    A heap into whose gaps small things fall keeps growing as partitions with their megabytes come and go; and pages
+    that came into being as ids do would look like a leak for the first 262,144 of each partition.
+    """
+    pages = mmap(-1, n * np.dtype(np.uint64).itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    array = np.frombuffer(pages, np.uint64)
+    array[:] = EMPTY
+    return array
+
+
 class IdTable:
     """A set of up to 131,072 ids, asked and filled by thousands at once: open addressing in one array.
 
@@ -42,10 +55,13 @@ class IdTable:
 
     __slots__ = ("held",)
 
-    def __init__(self, ids: Hashes | None = None) -> None:
-        self.held: Hashes = np.zeros(PLACES, np.uint64)
-        if ids is not None:
-            self.add(ids)
+    def __init__(self) -> None:
+        self.held = _own_memory(PLACES)
+
+    def fill(self, ids: Hashes) -> None:
+        """Hold these, which are distinct, and no others."""
+        self.held[:] = EMPTY
+        self.add(ids)
 
     def has(self, ids: Hashes) -> NDArray[np.bool_]:
         """Which of the ids are held; none of them is `EMPTY`."""
@@ -80,22 +96,18 @@ def _next_place(place: Places) -> Places:
     return (place + 1) & (PLACES - 1)
 
 
-def _empty_ring() -> Hashes:
-    """Written to, so that it is memory from the first event on: else a process would grow for as long as it fills."""
-    return np.full(2 * GENERATION, EMPTY, np.uint64)
-
-
 @dataclass(slots=True)
 class SeenIds:
     """The ids of one partition. ``ring`` holds both generations in order of arrival, ``taken`` how many ever came.
 
-    What a step overwrites is kept until `settle`, so that `undo` can take the steps since then back.
+    What a step overwrites is kept until `settle`, so that `undo` can take the steps since then back. There is no
+    ``older`` generation before the first one is full.
     """
 
     taken: int = 0
-    ring: Hashes = field(default_factory=_empty_ring)
+    ring: Hashes = field(default_factory=lambda: _own_memory(2 * GENERATION))
     newer: IdTable = field(default_factory=IdTable)
-    older: IdTable = field(default_factory=IdTable)
+    older: IdTable | None = None
     overwritten: list[Hashes] = field(default_factory=list)
 
     def step(self, hashes: Hashes) -> NDArray[np.bool_]:
@@ -111,7 +123,9 @@ class SeenIds:
 
     def _take(self, ids: Hashes) -> NDArray[np.bool_]:
         """A part that cannot fill the generation before its last id."""
-        duplicate = self.newer.has(ids) | self.older.has(ids)
+        duplicate = self.newer.has(ids)
+        if self.older is not None:
+            duplicate |= self.older.has(ids)
         ordered = np.sort(ids)
         if (ordered[1:] == ordered[:-1]).any():
             first = np.zeros(len(ids), np.bool_)
@@ -157,8 +171,10 @@ class SeenIds:
 
     def _tabulate(self) -> None:
         start = self.taken - self.taken % GENERATION
-        self.newer = IdTable(self._between(start, self.taken))
-        self.older = IdTable(self._between(max(0, start - GENERATION), start))
+        self.newer.fill(self._between(start, self.taken))
+        self.older = IdTable() if start else None
+        if self.older is not None:
+            self.older.fill(self._between(start - GENERATION, start))
 
     def _between(self, first: int, last: int) -> Hashes:
         return self.ring[np.arange(first, last) % (2 * GENERATION)]
