@@ -172,6 +172,7 @@ def _mutated(event: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
             holder[place[-1]] = value
 
 
+@pytest.mark.whole
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.sampled_from(_PLACES), st.one_of(_VALUES, st.just(...))), max_size=4),

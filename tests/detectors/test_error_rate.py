@@ -83,6 +83,7 @@ def test_without_a_rate_nothing_moves() -> None:
     assert bank_increments(float("nan")) == [[0, 0]] * 4
 
 
+@pytest.mark.whole
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-9, 9)), min_size=1, max_size=60), st.data())
 def test_paths_are_those_of_the_recursion(rows: list[tuple[int, int]], data: st.DataObject) -> None:
     rows = sorted(rows, key=lambda row: row[0])
