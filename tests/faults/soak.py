@@ -58,9 +58,7 @@ def rows(rig: Rig) -> list[Row]:
         if gone:
             publisher.stop()
             said = "; ".join(f"{one.name} with {one.process.poll()}: {one.logged()[-LAST_SAID:]}" for one in gone)
-            return [
-                Row("processes that ended, but to be started again (75)", len(gone), "ended", " ".join(said.split()))
-            ]
+            return [Row("processes that ended by themselves", len(gone), "ended", " ".join(said.split()))]
         found = ended(four, publisher, story, context=False)
     longest = {name: max(each, key=len) for name, each in runs.items()}
     if min(map(len, longest.values())) < sum(map(len, runs[DETECTOR])) * LEAST_RUN:
@@ -78,8 +76,8 @@ def rows(rig: Rig) -> list[Row]:
         Row(f"soak of {minutes:g} min: growth of memory after warm-up, at most (MB/h)", max(slopes.values()),
             "slope_mb_h" if minutes >= 30 else None, f"{shown}; {faults} faults"),
         Row("growth of open files, at most", max(files.values()), "descriptors"),
-        Row("processes that ended, but to be started again (75)", 0, "ended"),
-        Row("… that were started again, as a supervisor does", sum(restarts.values()), None, again),
+        Row("processes that ended by themselves", sum(restarts.values()), "ended",
+            f"with 75, and were started again: {again}" if again else ""),
         Row("lost through the soak", found.lost, "lost", found.said),
         Row("doubled through the soak", found.doubled, "doubled", found.held),
         Row("findings, cases, state wrong through the soak", found.wrong + found.state, "wrong"),
@@ -97,7 +95,8 @@ def _soaked(
 ) -> tuple[dict[str, list[list[Sample]]], int]:
     """Samples of the processes of each stage, while servers have faults and other members come and are killed.
 
-    One that ends with 75 is started again, as a supervisor does; ``watched`` is then the new one.
+    One that ends with 75 is started again, as a supervisor does, so that the other figures are told all the same;
+    ``watched`` is then the new one.
     """
     broker, redis, database = parts
     faults: tuple[Callable[[], None], ...] = (
