@@ -1,10 +1,9 @@
 """What the C allocator keeps goes back to the system, now and then."""
 
-import platform
 from dataclasses import dataclass
 
 import pytest
-from tests.memory import resident_mb
+from tests.memory import of_glibc, resident_mb
 
 from errata.adapters.allocator import SPARE_EVERY_S, Spare, trim
 from errata_services import processes
@@ -13,14 +12,13 @@ PIECES, PIECE_BYTES, HELD_ONE_IN = 10_000, 6_000, 10  # 60 MB, of which a tenth 
 FREED_MB = 40.0
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked for what it keeps")
+@of_glibc
 def test_pages_that_hold_nothing_go_back() -> None:
     pieces = [bytes(PIECE_BYTES + at % 100) for at in range(PIECES)]
     held = pieces[::HELD_ONE_IN]
     del pieces
-    kept_mb = resident_mb(
-        kind="RssAnon"
-    )  # the control: glibc gives back nothing by itself, as pieces lie behind all gaps
+    # The control: by itself glibc gives nothing back, as pieces lie behind all gaps.
+    kept_mb = resident_mb(kind="RssAnon")
     trim()
     assert kept_mb - resident_mb(kind="RssAnon") > FREED_MB
     assert len(held) == PIECES / HELD_ONE_IN
