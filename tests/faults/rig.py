@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,11 +99,14 @@ class Rig:
         return self.stack.enter_context(servers.postgres(self.folder / "postgres"))
 
     @contextmanager
-    def own_kafka(self) -> Iterator[KafkaServer]:
+    def own_kafka(self, properties: Mapping[str, str] | None = None) -> Iterator[KafkaServer]:
         """A broker of the caller's own. On a machine with much else to do its first start may take too long."""
         folder = self.place("kafka")
         with ExitStack() as stack:
-            broker = entered(stack, lambda: servers.kafka(folder, heap_mb=BROKER_HEAP_MB, quick=self.scale.quick))
+            broker = entered(
+                stack,
+                lambda: servers.kafka(folder, heap_mb=BROKER_HEAP_MB, quick=self.scale.quick, properties=properties),
+            )
             broker.child.ready_timeout_s = RESTARTS_S
             yield broker
 

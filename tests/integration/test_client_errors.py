@@ -400,6 +400,22 @@ def test_a_commit_without_an_answer_leaves_the_end_in_doubt(place: Place) -> Non
         place.mock.set_up()
 
 
+def test_an_abort_without_an_answer_is_not_waited_for_when_the_producer_closes(place: Place) -> None:
+    """It takes 12 s: those of the abort, and what a client gets to close whose process is about to end."""
+    producer = place.producer()
+    producer.begin()
+    producer.send_offsets({PLACE: 1}, place.member)
+    place.mock.set_down()
+    try:
+        with pytest.raises(Unavailable, match="no answer from Kafka"):
+            producer.abort()
+        began_s = monotonic()
+        producer.close()
+        assert monotonic() - began_s < 5  # of a client that nothing is known against, 15
+    finally:
+        place.mock.set_up()
+
+
 # -- members of a group; each error ends its member, so each has a broker of its own ----------------------------------
 
 POLLED: list[tuple[Api, str, Outcome]] = [

@@ -118,7 +118,7 @@ class OfOneProcess:
             )
 
 
-def close_in_time(client: Consumer | Producer, name: str) -> None:
+def close_in_time(client: Consumer | Producer, name: str, within_s: float = CLOSE_TIMEOUT_S) -> None:
     """Close a client, or leave it: one whose broker died waits for ever, for its own thread or the end of an abort."""
 
     def close() -> None:
@@ -128,9 +128,9 @@ def close_in_time(client: Consumer | Producer, name: str) -> None:
 
     closing = Thread(target=close, name="errata-kafka-close", daemon=True)
     closing.start()
-    closing.join(CLOSE_TIMEOUT_S)
+    closing.join(within_s)
     if closing.is_alive():
-        _LOG.warning("%s: the client did not close in %g s; it is left", name, CLOSE_TIMEOUT_S)
+        _LOG.warning("%s: the client did not close in %g s; it is left", name, within_s)
 
 
 def earliest_offsets(

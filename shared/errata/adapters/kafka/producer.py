@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from confluent_kafka._types import HeadersType
 
 from errata.adapters.kafka.config import transaction_timeout_ms
-from errata.adapters.kafka.connection import Connection, OfOneProcess, close_in_time
+from errata.adapters.kafka.connection import CLOSE_TIMEOUT_S, Connection, OfOneProcess, close_in_time
 from errata.adapters.kafka.consumer import KafkaConsumer
 from errata.adapters.kafka.failures import error_of, failure
 from errata.errors import ErrataError, Fenced, Misconfigured, RefusedOversize, Unavailable
@@ -21,7 +21,7 @@ INIT_TIMEOUT_S = 30.0  # a predecessor's transaction is aborted meanwhile
 FIRST_SLICE_S, INIT_SLICE_S = 0.1, 1.0  # each is twice the one before
 CONNECT_S = 1.0
 END_TIMEOUT_S = 10.0  # of commit, abort and offsets
-LAST_ABORT_TIMEOUT_S = 2.0
+LAST_ABORT_TIMEOUT_S = LAST_CLOSE_TIMEOUT_S = 2.0  # of one whose end is in doubt: its process ends and starts anew
 FULL_QUEUE_POLL_S = 0.05
 REPORT_S = 0.2
 LATE_S = 2.0  # beyond its own time-out a call is waited for
@@ -118,7 +118,7 @@ class KafkaProducer(OfOneProcess):
             self.abort()
         self._closed = True
         if not self._hangs:  # it would wait for that call
-            close_in_time(self._client, self._id)
+            close_in_time(self._client, self._id, LAST_CLOSE_TIMEOUT_S if self._in_doubt else CLOSE_TIMEOUT_S)
 
     def _send_in_time(self, positions: list[TopicPartition], member: Any) -> None:
         """Raises ``Unavailable`` when the client does not come back.
