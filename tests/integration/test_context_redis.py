@@ -1,6 +1,8 @@
 """The context store on a real Redis keeps the promises of every one, and says so when it cannot."""
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -116,6 +118,19 @@ class Counting(Connection):
     def send_packed_command(self, *command: Any, **how: Any) -> None:
         Counting.sent += 1
         super().send_packed_command(*command, **how)  # type: ignore[no-untyped-call]
+
+
+def test_questions_leave_nothing_behind_that_only_the_collector_finds(server: servers.Server, client: Any) -> None:
+    """An enricher asks a hundred times a minute; the collector comes to what died old after hours."""
+    with closing(RedisContextStore.of_url(server.url, timeout_s=PATIENT_S)) as store:
+        store.fill([[(change(1, "c1", "s"), 1)]])
+        between(store, [question(0, 9, subject="s")])
+        gc.collect()
+        for _ in range(10):
+            assert ids(*between(store, [question(0, 9, subject="s")])) == ["c1"]
+        assert gc.collect() == 0
+        client.info("server")  # the control: as the client itself asks
+        assert gc.collect() > 0
 
 
 def test_a_batch_of_questions_is_one_round_trip_and_asks_for_no_key_twice(server: servers.Server, client: Any) -> None:

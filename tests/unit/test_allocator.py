@@ -1,10 +1,12 @@
 """What the C allocator keeps goes back to the system, now and then."""
 
+import gc
 from dataclasses import dataclass
 
 import pytest
 from tests.memory import of_glibc, resident_mb
 
+from errata.adapters import allocator
 from errata.adapters.allocator import SPARE_EVERY_S, Spare, trim
 from errata_services import processes
 
@@ -26,7 +28,19 @@ def test_pages_that_hold_nothing_go_back() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    allocator._malloc_trim.cache_clear()
     trim()
+    allocator._malloc_trim.cache_clear()
+
+
+def test_nothing_stays_behind_that_only_the_collector_finds() -> None:
+    trim()
+    gc.collect()
+    for _ in range(10):
+        trim()
+    assert gc.collect() == 0
+    allocator._malloc_trim.__wrapped__()  # the control: looked for again
+    assert gc.collect() > 0
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import ctypes
 import time
 from collections.abc import Callable
+from functools import cache
 
 SPARE_EVERY_S = 30.0
 
@@ -16,9 +17,16 @@ def trim() -> None:
 
     Source: malloc_trim(3); 1 to 30 ms, in place of a batch of a few hundred events.
     """
-    call = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    call = _malloc_trim()
     if call is not None:
         call(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Looked for once: each library object is a cycle of types, which the collector may find hours later."""
+    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return found
 
 
 class Spare:
