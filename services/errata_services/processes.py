@@ -11,7 +11,7 @@ from threading import Event
 import structlog
 
 from errata import __version__
-from errata.adapters.allocator import Spare
+from errata.adapters.allocator import COLLECT_EVERY_S, Spare, collect
 from errata.contracts import Contract
 from errata.contracts.topics import CONTRACTS, STAGES, TRENDS_SERVICE
 from errata.errors import ErrataError, Misconfigured
@@ -96,12 +96,13 @@ def _keep(settings: ServiceSettings, stopping: Event) -> None:
 
 
 def sparing(on_tick: Callable[[], None]) -> Callable[[], None]:
-    """``on_tick``, and now and then the pages of the heap that hold nothing go back to the system."""
-    spare = Spare()
+    """``on_tick``, and now and then what the interpreter and the heap keep for nobody goes back to the system."""
+    spares = Spare(COLLECT_EVERY_S, give_back=collect), Spare()
 
     def tick() -> None:
         on_tick()
-        spare()
+        for spare in spares:
+            spare()
 
     return tick
 
