@@ -34,7 +34,7 @@ EXPIRY_S: Final = 31 * 86_400
 BATCH, BATCH_BYTES = 500, 1_000_000  # changes of one round trip, and their bytes but for the one that passes it
 SPAN_MOST, PAGE = 2_000, 200  # members read of a subject at once; then, a question
 FILLING_EXPIRY_S: Final = 86_400
-# In one word, so that the client leaves the answer as it is: what parses INFO is a cycle of objects after each call.
+# As one name, which the client knows no parser for: that of INFO leaves a cycle of objects behind at each call.
 ASK_SERVER = "INFO server"
 CACHED_BYTES, CACHE_TTL_S = 16 * 2**20, 600.0
 
