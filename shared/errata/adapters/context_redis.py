@@ -34,8 +34,6 @@ EXPIRY_S: Final = 31 * 86_400
 BATCH, BATCH_BYTES = 500, 1_000_000  # changes of one round trip, and their bytes but for the one that passes it
 SPAN_MOST, PAGE = 2_000, 200  # members read of a subject at once; then, a question
 FILLING_EXPIRY_S: Final = 86_400
-# As one name, which the client knows no parser for: that of INFO leaves a cycle of objects behind at each call.
-ASK_SERVER = "INFO server"
 CACHED_BYTES, CACHE_TTL_S = 16 * 2**20, 600.0
 
 Question = tuple[str, str, int, int, int]
@@ -155,7 +153,7 @@ class RedisContextStore:
 
     def fill(self, batches: Iterable[Sequence[tuple[ChangeEvent, int]]]) -> int:
         """See ``ContextStore.fill``. What was emptied or restarted in between is not taken for filled."""
-        server = self._call(lambda: self._client.execute_command(ASK_SERVER))  # type: ignore[no-untyped-call]
+        server = self._call(lambda: _ask_server(self._client))
         token = f"{self._root}-filling:{uuid4().hex}"
         self._call(lambda: self._client.set(token, _server_id(server), ex=FILLING_EXPIRY_S))
         count = 0
@@ -224,7 +222,7 @@ class RedisContextStore:
         limit: Any = {} if most is None else {"offset": 0, "num": most}
         pipeline = self._client.pipeline(transaction=False)
         pipeline.get(self._root)
-        pipeline.execute_command(ASK_SERVER)  # type: ignore[no-untyped-call]
+        _ask_server(pipeline)
         for tenant, subject, from_us, until_us in spans:
             pipeline.zrange(self._key(tenant, subject), until_us, from_us, desc=True, byscore=True, **limit)
         filled, server, *found = pipeline.execute()
@@ -379,6 +377,11 @@ def _in_order(seen: Iterable[_Seen], question: Question) -> list[_Seen]:
         if known is None or (one.seen_us, one.time_us) < (known.seen_us, known.time_us):
             first[one.change_id] = one
     return sorted(first.values())
+
+
+def _ask_server(client: Any) -> Any:
+    """INFO as one name, which the client has no parser for: that of INFO leaves a cycle of objects at each call."""
+    return client.execute_command("INFO server")
 
 
 def _server_id(info: bytes) -> bytes:
