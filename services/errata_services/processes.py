@@ -11,7 +11,7 @@ from threading import Event
 import structlog
 
 from errata import __version__
-from errata.adapters.allocator import COLLECT_EVERY_S, Spare, collect
+from errata.adapters.allocator import COLLECT_EVERY_S, Spare, bound_heap, collect
 from errata.contracts import Contract
 from errata.contracts.topics import CONTRACTS, STAGES, TRENDS_SERVICE
 from errata.errors import ErrataError, Misconfigured
@@ -57,6 +57,7 @@ def run_service(name: str, settings: ServiceSettings) -> None:
     without its text, which may hold a value of an event, and ends the process by `code_of_unexpected`. Both name the
     page of the runbooks.
     """
+    bound_heap()
     stopping = Event()
     stop_on_signals(stopping)
     read_again_on_signal()

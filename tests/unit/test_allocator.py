@@ -1,6 +1,8 @@
 """What the C allocator and the interpreter keep goes back to the system, now and then."""
 
 import gc
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +11,37 @@ import pytest
 from tests.memory import of_glibc, resident_mb
 
 from errata.adapters import allocator
-from errata.adapters.allocator import COLLECT_EVERY_S, SPARE_EVERY_S, Spare, collect, trim
+from errata.adapters.allocator import ARENAS, COLLECT_EVERY_S, SPARE_EVERY_S, Spare, bound_heap, collect, trim
+from errata.settings import ServiceSettings
 from errata_services import processes
+from errata_services.processes import ENRICHER
 
 MADE = 1_500  # tuples; the interpreter keeps 2,000 of a length
 PIECES, PIECE_BYTES, HELD_ONE_IN = 10_000, 6_000, 10  # 60 MB, of which a tenth stays, spread over all of it
 FREED_MB = 40.0
+THREADS = 6
+# Heaps of as many threads, then pieces of 1 MB that came straight from the system after one of 4 MB was freed.
+KEPT = """
+import ctypes, threading
+from errata.adapters.allocator import bound_heap
+{first}
+here, done = threading.Barrier({threads} + 1), threading.Event()
+def hold():
+    piece = bytes(6_000)
+    here.wait()
+    done.wait()
+for _ in range({threads}):
+    threading.Thread(target=hold, daemon=True).start()
+here.wait()
+piece = bytes(4 << 20)
+del piece
+pieces = [bytes(1 << 20) for _ in range(8)]
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+done.set()
+"""
 
 
 @of_glibc
@@ -29,11 +56,39 @@ def test_pages_that_hold_nothing_go_back() -> None:
     assert len(held) == PIECES / HELD_ONE_IN
 
 
+def kept(first: str) -> tuple[int, int]:
+    """Heaps, and large pieces outside of them, of a process that began with ``first``."""
+    ran = [sys.executable, "-c", KEPT.format(first=first, threads=THREADS)]
+    said = subprocess.run(ran, check=True, capture_output=True, text=True).stdout
+    (mapped,) = re.findall(r'<total type="mmap" count="(\d+)"', said)
+    return said.count("<heap "), int(mapped)
+
+
+@of_glibc
+def test_threads_share_two_heaps_and_no_large_piece_lies_in_them() -> None:
+    heaps, mapped = kept("bound_heap()")
+    assert heaps == ARENAS
+    assert mapped >= 8
+    heaps, mapped = kept("")  # the control
+    assert heaps > THREADS
+    assert mapped < 8
+
+
+def test_a_service_bounds_its_heap_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(processes, "bound_heap", asked)
+    with pytest.raises(InterruptedError):
+        processes.run_service(ENRICHER, ServiceSettings())
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    allocator._malloc_trim.cache_clear()
+    allocator._of_c_library.cache_clear()
     trim()
-    allocator._malloc_trim.cache_clear()
+    bound_heap()
+    allocator._of_c_library.cache_clear()
 
 
 def test_nothing_stays_behind_that_only_the_collector_finds() -> None:
@@ -42,7 +97,7 @@ def test_nothing_stays_behind_that_only_the_collector_finds() -> None:
     for _ in range(10):
         trim()
     assert gc.collect() == 0
-    allocator._malloc_trim.__wrapped__()  # the control: looked for again
+    allocator._of_c_library.__wrapped__("malloc_trim")  # the control: looked for again
     assert gc.collect() > 0
 
 
