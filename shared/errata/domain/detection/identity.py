@@ -60,8 +60,11 @@ class IdTable:
 
     def fill(self, ids: Hashes) -> None:
         """Hold these, which are distinct, and no others."""
-        self.held[:] = EMPTY
+        self.clear()
         self.add(ids)
+
+    def clear(self) -> None:
+        self.held[:] = EMPTY
 
     def has(self, ids: Hashes) -> NDArray[np.bool_]:
         """Which of the ids are held; none of them is `EMPTY`."""
@@ -100,15 +103,23 @@ def _next_place(place: Places) -> Places:
 class SeenIds:
     """The ids of one partition. ``ring`` holds both generations in order of arrival, ``taken`` how many ever came.
 
-    What a step overwrites is kept until `settle`, so that `undo` can take the steps since then back. There is no
-    ``older`` generation before the first one is full.
+    What a step overwrites is kept until `settle`, so that `undo` can take the steps since then back. The two
+    ``tables`` hold a generation each in turn.
     """
 
     taken: int = 0
     ring: Hashes = field(default_factory=lambda: _own_memory(2 * GENERATION))
-    newer: IdTable = field(default_factory=IdTable)
-    older: IdTable | None = None
+    tables: tuple[IdTable, IdTable] = field(default_factory=lambda: (IdTable(), IdTable()))
     overwritten: list[Hashes] = field(default_factory=list)
+
+    @property
+    def newer(self) -> IdTable:
+        return self.tables[self.taken // GENERATION % 2]
+
+    @property
+    def older(self) -> IdTable | None:
+        """None before the first generation is full."""
+        return self.tables[(self.taken // GENERATION + 1) % 2] if self.taken >= GENERATION else None
 
     def step(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Which ids were seen before, in this batch or an earlier one; new ones are remembered."""
@@ -123,9 +134,10 @@ class SeenIds:
 
     def _take(self, ids: Hashes) -> NDArray[np.bool_]:
         """A part that cannot fill the generation before its last id."""
-        duplicate = self.newer.has(ids)
-        if self.older is not None:
-            duplicate |= self.older.has(ids)
+        newer, older = self.newer, self.older
+        duplicate = newer.has(ids)
+        if older is not None:
+            duplicate |= older.has(ids)
         ordered = np.sort(ids)
         if (ordered[1:] == ordered[:-1]).any():
             first = np.zeros(len(ids), np.bool_)
@@ -135,10 +147,10 @@ class SeenIds:
         place = self.taken % (2 * GENERATION)
         self.overwritten.append(self.ring[place : place + len(fresh)].copy())
         self.ring[place : place + len(fresh)] = fresh
-        self.newer.add(fresh)
+        newer.add(fresh)
         self.taken += len(fresh)
         if len(fresh) and self.taken % GENERATION == 0:
-            self.older, self.newer = self.newer, IdTable()
+            self.newer.clear()
         return duplicate
 
     def blocks_since(self, taken: int) -> Iterator[tuple[int, Hashes]]:
@@ -172,7 +184,6 @@ class SeenIds:
     def _tabulate(self) -> None:
         start = self.taken - self.taken % GENERATION
         self.newer.fill(self._between(start, self.taken))
-        self.older = IdTable() if start else None
         if self.older is not None:
             self.older.fill(self._between(start - GENERATION, start))
 
