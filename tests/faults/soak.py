@@ -25,7 +25,7 @@ from errata_services.processes import AGAIN
 RATE = 500.0
 SAMPLE_S = 5.0
 WARM = 0.5  # share of the time in which processes grow as they may
-PARTS = 10  # of the rest: in 30 min, 90 s each, in which pages go back three times
+PARTS = 10  # of the rest: in 30 min, 90 s each, in which pages go back nine times
 CONTROL_S = 40.0
 LEAST_RUN = 0.5  # of the time: so long at least one process of each stage stayed
 LAST_SAID = 1_500  # characters of a log

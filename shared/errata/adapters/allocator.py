@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 
-SPARE_EVERY_S = 30.0
+SPARE_EVERY_S = 10.0
 COLLECT_EVERY_S = 300.0
 ARENAS = 2
 MAPPED_BYTES = 131_072  # pieces from here on come from the system, and go back to it when they are freed
