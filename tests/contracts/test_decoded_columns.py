@@ -8,6 +8,7 @@ import pytest
 from tests.contracts.corpus import LAYOUTS, LINES, RECORD_TIME_US, dumps, outcome, prediction
 
 from errata.adapters.decode_msgspec import MsgspecDecoder
+from errata.adapters.decode_msgspec.decoder import _PredictionColumns
 from errata.contracts import Contract
 from errata.contracts.topics import OUTCOMES, PREDICTIONS
 from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, UNUSABLE_NUMBER, Batch, Beat, Predictions, Violation
@@ -222,6 +223,12 @@ WRONG = {"amount": "2", "age": 7.0, "country": 3, "vip": "true", "note": {"a": 1
         ([prediction(latency_ms=5, purpose="drill")], prediction(features=WRONG, latency_ms=7, scores={"yes": 1.0})),
         ([prediction(latency_ms=5, purpose="drill")], prediction(features={"age": "7"}, latency_ms=7)),
         ([prediction()], prediction(prediction=3, features={"amount": None})),
+        ([prediction()], prediction(features={"amount": "2", "age": 7.0, "country": None, "vip": 1})),
+        ([prediction()], prediction(features={"amount": 2**70, "age": "7"})),
+        ([prediction()], prediction(features={"age": "7", "country": "x" * 2_000})),
+        ([prediction()], prediction(features={"age": "7", "new": 1})),
+        ([prediction()], prediction(features={"age": "7"}, latency_ms="5")),
+        ([prediction(features={"age": "7"})] * 20, prediction(features={"age": "7", "country": 3, "amount": None})),
         ([prediction()], prediction(segments={"a": 1, "b": None})),
         ([prediction(segments={"a": 1})], prediction(segments={"a": 1, "new": "x"})),
         ([prediction(segments={"a": 1})], prediction(segments={"a": [1]})),
@@ -235,6 +242,16 @@ def test_what_was_learnt_changes_no_column(before: list[dict[str, Any]], event: 
     batch = [prediction(), event, event, prediction()]
     checked = [one | UNKNOWN for one in batch]
     assert as_text(decode_twice(before, batch)) == as_text(decode_twice([], checked))
+
+
+def test_a_row_that_breaks_a_type_becomes_columns_together_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless more is wrong with it."""
+    apart: list[int] = []
+    monkeypatch.setattr(_PredictionColumns, "add_open", lambda self, plan, rows, at: apart.extend(at))
+    decode_twice([prediction()], [prediction(), prediction(features={"age": "7"}), prediction()])
+    assert apart == []
+    decode_twice([prediction()], [prediction(), prediction(features={"age": "7", "new": 1}), prediction()])
+    assert apart == [1]
 
 
 def test_numbers_beyond_64_bits_are_told_from_large_floats() -> None:

@@ -1,9 +1,10 @@
 """The decoder: record by record to typed rows in small chunks, chunk by chunk to columns.
 
-Three ways lead to a row. The *typed* one is chosen by the record's key and knows the model's features by name. What it
-refuses because of a feature, and every model without a contract, is read by the *open* one, whose features are a
-mapping that is then checked by name. What that refuses is read as plain data by the *checks*, which make a row or a
-refusal. Only speed depends on the way: the same bytes give the same row, violations or refusal.
+Three ways lead to a row. The *typed* one is chosen by the record's key and knows the model's features by name; a row
+in which one breaks its type is read once more as of any types. What it refuses because of another feature, and every
+model without a contract, is read by the *open* one, whose features are a mapping that is then checked by name. What
+that refuses is read as plain data by the *checks*, which make a row or a refusal. Only speed depends on the way: the
+same bytes give the same row, violations or refusal.
 """
 
 from collections import defaultdict
@@ -32,6 +33,7 @@ from errata.adapters.decode_msgspec.plans import (
     FIELDS,
     LIMIT,
     PREDICTION_TYPE,
+    UNREADABLE,
     UNUSABLE,
     Form,
     Found,
@@ -77,7 +79,6 @@ _BACKSLASH = ord("\\")  # one byte is found ten times as fast as six, and most e
 _JUDGED = frozenset(PURPOSES)
 _PURPOSE = {name: at for at, name in enumerate(PURPOSES)}
 _STATUS = {None: 0} | {name: at for at, name in enumerate(STATUS_CODES)}
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 _plain = msgspec.json.Decoder().decode
 _open_row = msgspec.json.Decoder(OpenRow).decode
 _open_outcome = msgspec.json.Decoder(OpenOutcome).decode
@@ -248,12 +249,29 @@ class _Pass:
             try:
                 rows.extend(decoding)
                 break
-            except _UNREADABLE as error:  # of the row after those in `rows`; the loop goes on behind it
+            except UNREADABLE as error:  # of the row after those in `rows`; the loop goes on behind it
                 at = len(rows)
+                row = self._of_other_types(plan, indices[at], raws[at], str(error))
+                if row is not None:
+                    rows.append(row)
+                    continue
                 self._slow(indices[at], raws[at], str(error))
                 del indices[at], raws[at]
         if rows:
             self._predictions.add_typed(plan, rows, indices)
+
+    def _of_other_types(self, plan: Plan, index: int, raw: bytes, fault: str) -> Any:
+        """A typed row all the same, when all that is wrong with it is the type of features; else None.
+
+        So it becomes columns together with its neighbours: columns of their own for a few cost as much as a hundred.
+        """
+        if _IN_FEATURES not in fault:
+            return None
+        found: Found = []
+        row = plan.read_any_types(raw, found)
+        if found:
+            self._found[index] = found
+        return row
 
     def _flush_open(self) -> None:
         for _, rows in groupby(sorted(self._open, key=_slot), _slot):
@@ -320,7 +338,7 @@ class _Pass:
         if (missed or _IN_FEATURES in fault) and len(raw) <= MAX_BYTES and _NUL not in raw:
             try:
                 row = _open_row(raw)
-            except _UNREADABLE:
+            except UNREADABLE:
                 pass
             else:
                 if missed:
@@ -426,7 +444,7 @@ def _seen(raw: bytes | None) -> dict[str, Any] | None:
     """The event in ``raw`` as plain data, if it is one."""
     try:
         found = _plain(raw or b"")
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return found if isinstance(found, dict) else None
 
@@ -456,7 +474,7 @@ def _outcome_of(raw: bytes) -> Any:
     if len(raw) <= MAX_BYTES and not has_hidden_faults(raw):
         try:
             outcome = _open_outcome(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
         else:
             times = (outcome.observed_time, outcome.predicted_time, outcome.recorded_time)
@@ -611,8 +629,8 @@ class _PredictionColumns:
         self._predicted += _doubles(answers)
         packed = _doubles(numbers)
         sizes = np.abs(np.frombuffer(packed))
-        if (sizes >= LIMIT).any():
-            self._note_huge(waiting.groups, np.flatnonzero((sizes >= LIMIT) & (sizes < np.inf)))
+        if (sizes >= LIMIT).any() and len(huge := np.flatnonzero((sizes >= LIMIT) & (sizes < np.inf))):
+            self._note_huge(waiting.groups, huge)
         for held, values in zip(self._features, (packed, _doubles(categories), _doubles(others)), strict=True):
             held += values
 

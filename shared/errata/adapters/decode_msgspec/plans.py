@@ -6,7 +6,7 @@ most 1,024 characters, so that none is over 4 KiB): a row they refuse is read ag
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import astuple
 
 from errata.adapters.decode_msgspec.envelope import is_vector
 from errata.contracts.events import OutcomeKind, StatusCode
@@ -41,6 +42,7 @@ Features = Annotated[dict[str, AnyFeature], Meta(max_length=MAX_FEATURES)]
 AnySegment = bool | Number | str | None
 Purpose = Literal["live", "drill", "backfill"]
 MAX_SEGMENTS = 16  # names; events with more are read as mappings
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 _UNKNOWN = "Object contains unknown field `"
 _TYPES: dict[str, Any] = {
     "number": float,  # large ones are looked at in columns: a limit in the type is a twentieth of the time
@@ -313,13 +315,15 @@ class Plan:
         self.judges = self.output in (None, "class")  # an outcome of a class is right or wrong
         self.predicted = self._predicted()
         self.decode: Callable[[bytes], Any] | None = None
+        self._decode_any: Callable[[bytes], Any] | None = None
+        self._form = form
         if contract and len(self.names) <= MAX_FEATURES and all(map(_can_be_field, self.names)):
-            self.decode = msgspec.json.Decoder(self._type(form)).decode
+            self.decode = msgspec.json.Decoder(self._type(self.loose)).decode
 
-    def _type(self, form: Form) -> Any:
-        layout = self.layout
+    def _type(self, loose: Container[str]) -> Any:
+        layout, form = self.layout, self._form
         features = {
-            name: AnyFeature if name in self.loose else _TYPES[kind]
+            name: AnyFeature if name in loose else _TYPES[kind]
             for name, kind in zip(self.names, self.kinds, strict=True)
         }
         model = msgspec.defstruct(
@@ -382,6 +386,30 @@ class Plan:
             self._extra(given, found)
         if self.output is not None:
             self._outputs(row, found)
+
+    def read_any_types(self, raw: bytes, found: Found) -> Any:
+        """A typed row that breaks the types of features, which go to ``found``; None where it breaks more than that.
+
+        None as well where columns are checked once more: what is wrong is told in the order of the features.
+        """
+        if self.loose:
+            return None
+        if self._decode_any is None:
+            self._decode_any = msgspec.json.Decoder(self._type(self.known)).decode
+        try:
+            row = self._decode_any(raw)
+        except UNREADABLE:
+            return None
+        features = row.features
+        values = () if features is None else astuple(features)
+        for at, (value, easy) in enumerate(zip(values, self.easy, strict=False)):
+            if value is None:
+                if at < self.numbers:
+                    setattr(features, f"f{at}", nan)  # as in typed rows, which pack at once
+            elif value.__class__ not in easy and not fits(self.kinds[at], value):
+                found.append((self.names[at], "type"))
+                setattr(features, f"f{at}", self._unusable(at))
+        return row
 
     def _unusable(self, at: int) -> Any:
         """What stands for a value of feature ``at`` whose type is wrong."""
