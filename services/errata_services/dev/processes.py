@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from platformdirs import user_cache_path
 
@@ -80,18 +80,18 @@ def free_port() -> int:
     raise Unavailable(f"no free port on {LOOPBACK} from {LOWEST_PORT} to {EPHEMERAL_FROM}")
 
 
-_RESERVATIONS: list[IO[bytes]] = []  # open for as long as the process lives: each holds the lock of its port
+_RESERVATIONS: list[int] = []  # files open for as long as the process lives: each holds the lock of its port
 
 
 def _reserved(port: int) -> bool:
     """Servers bind seconds after their port was chosen, several at once: looking alone would let two have the same."""
     folder = user_cache_path("errata") / "ports"
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / str(port)).open("wb")
+    file = os.open(folder / str(port), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(file)
         return False
     _RESERVATIONS.append(file)
     return True
