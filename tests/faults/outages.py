@@ -157,8 +157,7 @@ def _dropping(rig: Rig) -> Row:
             four.until_drained(DRAIN_S)
             database.stop()
             published += publish(four, story, CONTROL_EVENTS)
-            for stage in STAGES[:3]:  # in the order of the chain: what the detector has not read yet is nobody's lag
-                four.until(lambda stage=stage: not four.unread(stage), f"{stage} has read all", DRAIN_S)  # type: ignore[misc]
+            four.until_drained(DRAIN_S, STAGES[:3])
             wait(GIVES_UP_S)
             database.restart()
             published += publish(four, story, CONTROL_EVENTS)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,9 +234,9 @@ class Chain:
                 raise AssertionError(f"not within {timeout_s:g} s: {what}\n{logs}")
             time.sleep(POLL_S)
 
-    def until_drained(self, timeout_s: float = WAIT_S) -> None:
-        """Wait until no stage has anything left: in the order of the chain, so that nothing is on its way."""
-        for stage in STAGES:
+    def until_drained(self, timeout_s: float = WAIT_S, stages: Sequence[str] = STAGES) -> None:
+        """Wait until no stage of these has anything left: in the order of the chain, so that nothing is on its way."""
+        for stage in stages:
             self.until(lambda stage=stage: not self.unread(stage), f"{stage} has read all", timeout_s)  # type: ignore[misc]
 
 
