@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import compress, islice
+from operator import ne
 from typing import Any, NamedTuple, Protocol, cast, overload
 
 from errata.contracts import ChangeEvent, FailureCase, TaggedCase
@@ -71,6 +73,25 @@ def columns_of(records: Sequence[Record]) -> Columns:
     if isinstance(records, Records):
         return records.columns
     return cast(Columns, tuple(zip(*records, strict=True)) if records else ((),) * len(Record._fields))
+
+
+def runs_of(records: Sequence[Record]) -> Iterator[tuple[TopicPartition, int, int]]:
+    """Neighbours of one topic and partition: their place, where they begin and where they end. A client hands out
+    hundreds of one place in a row, so this costs a tenth of looking at each.
+
+    >>> rows = Records((("a", "a", "b"), (0, 0, 0), (7, 8, 1), (1, 1, 1), (None,) * 3, (b"x",) * 3, ((),) * 3))
+    >>> list(runs_of(rows))
+    [(('a', 0), 0, 2), (('b', 0), 2, 3)]
+    """
+    topics, partitions, *_ = columns_of(records)
+    n = len(topics)
+    ends = set(compress(range(1, n), map(ne, partitions, islice(partitions, 1, None))))
+    if n and topics.count(topics[0]) < n:
+        ends.update(compress(range(1, n), map(ne, topics, islice(topics, 1, None))))
+    start = 0
+    for end in [*sorted(ends), n] if n else []:
+        yield (topics[start], partitions[start]), start, end
+        start = end
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import structlog
 
 from errata.domain.poison import BUG_MOST, BUG_WINDOW_S, BugCount, PlaceCount, Trip
 from errata.errors import BrokenStage
-from errata.ports import DeadInput, Record, TopicPartition, columns_of
+from errata.ports import DeadInput, Record, TopicPartition, columns_of, runs_of
 from errata.runtime.dead_letters import fingerprint
 from errata.runtime.health import Health
 from errata.runtime.telemetry import Telemetry
@@ -46,17 +46,20 @@ class PoisonGuard:
         """The offset of the last record that may be taken of each place that has too many dead letters with this batch.
         Changes nothing that counts."""
         self._pending, self._tripped = None, {}
-        refused = {(one.record.topic, one.record.partition, one.record.offset) for one in dead}
+        refused: dict[TopicPartition, set[int]] = {}
+        for one in dead:
+            refused.setdefault((one.record.topic, one.record.partition), set()).add(one.record.offset)
         if not refused:
             return {}
-        topics, partitions, offsets, *_ = columns_of(records)
+        offsets = columns_of(records)[2]
         of_place: dict[TopicPartition, list[int]] = {}
-        for topic, partition, offset in zip(topics, partitions, offsets, strict=True):
-            of_place.setdefault((topic, partition), []).append(offset)
+        for place, start, end in runs_of(records):
+            of_place.setdefault(place, []).extend(offsets[start:end])
         last: dict[TopicPartition, int] = {}
         self._pending = {}
         for place, numbers in of_place.items():
-            indices = [index for index, offset in enumerate(numbers) if (*place, offset) in refused]
+            marked = refused.get(place, ())
+            indices = [index for index, offset in enumerate(numbers) if offset in marked] if marked else []
             count = self._counts.get(place, PlaceCount())
             trip: Trip | None
             self._pending[place], trip = count.after(len(numbers), indices)

@@ -4,14 +4,13 @@ Receipts of a partition form a chain, ``from`` of one being ``to`` of the one be
 duplicate.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from errata.contracts import Receipt, ReceiptInput
 from errata.contracts.strict import instant
 from errata.contracts.topics import LEDGER
-from errata.ports import Outgoing, Record, TopicPartition, columns_of
+from errata.ports import Outgoing, Record, TopicPartition, columns_of, runs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +24,14 @@ class Taken:
 
 def taken_by_partition(batch: Sequence[Record], expected: Mapping[TopicPartition, int]) -> dict[TopicPartition, Taken]:
     """What ``batch`` has of each of its partitions; ``expected`` is the next offset of the partitions known so far."""
-    topics, partitions, offsets, *_ = columns_of(batch)
-    places = list(zip(topics, partitions, strict=True))
-    delivered, last = Counter(places), dict(zip(places, offsets, strict=True))
-    first = {**dict(zip(reversed(places), reversed(offsets), strict=True)), **expected}
-    return {place: Taken(first[place], last[place] + 1, n) for place, n in delivered.items()}
+    offsets = columns_of(batch)[2]
+    taken: dict[TopicPartition, Taken] = {}
+    for place, start, end in runs_of(batch):
+        before = taken.get(place)
+        first = before.start if before else expected.get(place, offsets[start])
+        delivered = end - start + (before.delivered if before else 0)
+        taken[place] = Taken(first, offsets[end - 1] + 1, delivered)
+    return taken
 
 
 def receipt(
