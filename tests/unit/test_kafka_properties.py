@@ -5,6 +5,7 @@ import pytest
 from errata.adapters.kafka import KafkaTransport
 from errata.adapters.kafka.config import OURS, client_properties, variable_of
 from errata.errors import Misconfigured
+from errata.settings import ServiceSettings
 
 SERVERS = {"bootstrap.servers": "localhost:9092"}
 
@@ -39,6 +40,12 @@ def test_user_wins_over_defaults_and_each_client_gets_its_own() -> None:
     assert not any("replication" in properties for properties in (consumer, producer))
     assert (consumer["isolation.level"], consumer["enable.auto.commit"]) == ("read_committed", "false")
     assert (producer["retry.backoff.ms"], producer["partitioner"]) == ("20", "murmur2_random")
+
+
+def test_a_member_fetches_one_batch_ahead_and_a_reader_all_there_is() -> None:
+    batch = ServiceSettings.model_fields["batch_size"].default
+    assert int(client_properties("consumer", SERVERS)["queued.min.messages"]) == batch
+    assert int(client_properties("reader", SERVERS)["queued.min.messages"]) > 10 * batch
 
 
 def test_messages_time_out_before_their_transaction() -> None:

@@ -33,11 +33,15 @@ _CONSUMER: Properties = {
     "fetch.wait.max.ms": "100",
     # How long it rests when enough records wait. Its own default of 1 s lets a fast stage run dry.
     "fetch.queue.backoff.ms": "20",
-    # 64 MiB of records wait here at most: enough for batches of 5,000, and a bound on memory.
+    # The next batch waits here, not twenty: what lies longer has left the processor's caches when it is read, and new
+    # memory for it costs more than to read it. 64 MiB bound it where records are large.
+    "queued.min.messages": "5000",
     "queued.max.messages.kbytes": "65536",
+    "max.partition.fetch.bytes": "262144",  # answers in pieces that the heap can use again
 }
-# Short: the broker answers a reader at the end of a partition only after this time, and a restore waits for it.
-_READER: Properties = {**_CONSUMER, "fetch.wait.max.ms": "10"}
+# Short: the broker answers a reader at the end of a partition only after this time, and a restore waits for it. It
+# also waits for all there is: a rest whenever a batch is ready would make it longer.
+_READER: Properties = {**_CONSUMER, "fetch.wait.max.ms": "10", "queued.min.messages": "100000"}
 _PRODUCER: Properties = {
     TRANSACTION_TIMEOUT: "10000",
     "request.timeout.ms": "5000",
