@@ -16,6 +16,7 @@ if __name__ == "__main__":  # run as a file: the package "tests" is not on the p
 
 from confluent_kafka import Producer, TopicPartition
 
+from errata.adapters.allocator import bound_heap
 from errata.adapters.kafka import KafkaConsumer, KafkaTransport
 from errata.contracts.topics import STAGES
 from errata.ports import Consumer, Offsets, Outgoing
@@ -98,6 +99,7 @@ class AtLeastOnce:
 
 
 def main(guarantee: str, events: int) -> None:
+    bound_heap()  # as `run_service`
     settings = read_service_settings()
     name = STAGES[0]
     with service_parts(name, settings, CONFIG_HASH) as parts:

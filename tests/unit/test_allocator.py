@@ -1,7 +1,6 @@
 """What the C allocator and the interpreter keep goes back to the system, now and then."""
 
 import gc
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +19,8 @@ MADE = 1_500  # tuples; the interpreter keeps 2,000 of a length
 PIECES, PIECE_BYTES, HELD_ONE_IN = 10_000, 6_000, 10  # 60 MB, of which a tenth stays, spread over all of it
 FREED_MB = 40.0
 THREADS = 6
-# Heaps of as many threads, then pieces of 1 MB that came straight from the system after one of 4 MB was freed.
-KEPT = """
+# Heaps of as many threads.
+HEAPS = """
 import ctypes, threading
 from errata.adapters.allocator import bound_heap
 {first}
@@ -33,14 +32,27 @@ def hold():
 for _ in range({threads}):
     threading.Thread(target=hold, daemon=True).start()
 here.wait()
-piece = bytes(4 << 20)
-del piece
-pieces = [bytes(1 << 20) for _ in range(8)]
 libc = ctypes.CDLL(None)
 libc.fdopen.restype = ctypes.c_void_p
 libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
 libc.fflush(None)
 done.set()
+"""
+BATCHES, ARRAYS, ARRAY_BYTES = 50, 6, 640_000  # 5,000 rows of 16 numbers
+# Pages that came into being in as many batches, after the first.
+PAGES = """
+import resource
+from errata.adapters.allocator import bound_heap
+{first}
+def batch():
+    arrays = [bytearray({size}) for _ in range({arrays})]
+    for array in arrays:
+        array[::4096] = b"x" * len(array[::4096])
+batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({batches}):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
@@ -56,22 +68,23 @@ def test_pages_that_hold_nothing_go_back() -> None:
     assert len(held) == PIECES / HELD_ONE_IN
 
 
-def kept(first: str) -> tuple[int, int]:
-    """Heaps, and large pieces outside of them, of a process that began with ``first``."""
-    ran = [sys.executable, "-c", KEPT.format(first=first, threads=THREADS)]
-    said = subprocess.run(ran, check=True, capture_output=True, text=True).stdout
-    (mapped,) = re.findall(r'<total type="mmap" count="(\d+)"', said)
-    return said.count("<heap "), int(mapped)
+def said(script: str, first: str) -> str:
+    """What a process prints that began with ``first``."""
+    filled = script.format(first=first, threads=THREADS, batches=BATCHES, arrays=ARRAYS, size=ARRAY_BYTES)
+    return subprocess.run([sys.executable, "-c", filled], check=True, capture_output=True, text=True).stdout
 
 
 @of_glibc
-def test_threads_share_two_heaps_and_no_large_piece_lies_in_them() -> None:
-    heaps, mapped = kept("bound_heap()")
-    assert heaps == ARENAS
-    assert mapped >= 8
-    heaps, mapped = kept("")  # the control
-    assert heaps > THREADS
-    assert mapped < 8
+def test_threads_share_two_heaps() -> None:
+    assert said(HEAPS, "bound_heap()").count("<heap ") == ARENAS
+    assert said(HEAPS, "").count("<heap ") > THREADS  # the control
+
+
+@of_glibc
+def test_a_batch_is_made_of_the_pages_of_the_last_one() -> None:
+    of_a_batch = ARRAYS * ARRAY_BYTES // 4_096
+    assert int(said(PAGES, "bound_heap()")) < of_a_batch
+    assert int(said(PAGES, "")) > BATCHES * of_a_batch // 2  # the control
 
 
 def test_a_service_bounds_its_heap_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,23 +9,28 @@ from functools import cache
 SPARE_EVERY_S = 10.0
 COLLECT_EVERY_S = 300.0
 ARENAS = 2
-MAPPED_BYTES = 131_072  # pieces from here on come from the system, and go back to it when they are freed
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+# Larger than what a batch makes, or a broker answers. Smaller pieces come from the heap, which has them from the last
+# batch: new pages for each cost a detector a quarter of its time.
+MAPPED_BYTES = 16 << 20
+KEPT_BYTES = 64 << 20  # free at the end of a heap before `trim` is asked; 128 KiB unless told
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def bound_heap() -> None:
-    """Have glibc keep little: two heaps for all threads, and no large piece in any. Before other threads start.
+    """Have glibc make two heaps for all threads, and keep what is free in them until `trim`. Before other threads
+    start.
 
-    By itself it makes a heap for each of a client's threads, up to eight a core, and raises the size from which a
-    piece comes straight from the system to the largest that was freed. The answers of a broker then lie among small
-    pieces that stay, and what is free between them is worth nothing to other threads. Another C library is left alone.
+    By itself it makes a heap for each of a client's threads, up to eight a core: what is free in one is worth nothing
+    to other threads. And it gives back what a batch frees, page by page, only to ask for it again. Another C library
+    is left alone.
 
-    Source: mallopt(3), M_ARENA_MAX and M_MMAP_THRESHOLD.
+    Source: mallopt(3), M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
     call = _of_c_library("mallopt")
     if call is not None:
         call(_M_ARENA_MAX, ARENAS)
         call(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        call(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def trim() -> None:
