@@ -135,8 +135,10 @@ class AnomalyDetector:
 
     def restore(self, partition: int, entries: Mapping[bytes, bytes]) -> None:
         taken, blocks = self._restore(partition, entries)
-        self._seen[partition] = SeenIds()
-        self._seen[partition].rewind(taken, blocks)
+        self._seen.pop(partition, None)
+        if taken:  # else its memory comes with its first id: a partition without events needs none
+            self._seen[partition] = SeenIds()
+            self._seen[partition].rewind(taken, blocks)
 
     def _restore(self, partition: int, entries: Mapping[bytes, bytes]) -> tuple[int, dict[int, Hashes]]:
         """All but the ids, of which it says how many came, and what the entries hold of them."""
@@ -378,8 +380,9 @@ class AnomalyDetector:
         self._keeper.floor_us.clear()
         for partition, entries in committed.items():
             self._restore(partition, entries)
-            self._seen[partition] = seen[partition]
-            self._seen[partition].undo()
+            if partition in seen:
+                self._seen[partition] = seen[partition]
+                self._seen[partition].undo()
 
     # -- who a row belongs to -----------------------------------------------------------------------------------------
 

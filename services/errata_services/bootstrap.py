@@ -29,6 +29,7 @@ from errata.adapters.kafka_statistics import partition_lags, topic_lags
 from errata.adapters.memory import MemoryTransport
 from errata.adapters.prometheus import PrometheusMeter
 from errata.contracts import Contract, Reference, canonical
+from errata.contracts.base import complete_messages
 from errata.contracts.topics import CONTRACTS, REFERENCES, STAGES, TOPICS
 from errata.domain.array_codec import PlainJson
 from errata.domain.detection.keeping import MIB, NEVER_US, Limits
@@ -195,6 +196,7 @@ class ServiceParts:
 @contextmanager
 def service_parts(name: str, settings: ServiceSettings, config_hash: str = "") -> Iterator[ServiceParts]:
     """Adapters of a service, its log, its health and metrics; refuses topics that are not as they must be."""
+    complete_messages()
     secrets = [_secret(one) for one in (settings.key, settings.database_url, settings.redis_url) if one is not None]
     configure_logging(
         name,

@@ -27,6 +27,7 @@ from tests.detectors.streams import (
     time_us,
     transport,
 )
+from tests.memory import counted, resident_mb
 
 from errata.adapters.decode_msgspec import MsgspecDecoder
 from errata.adapters.memory import MemoryTransport
@@ -35,6 +36,7 @@ from errata.contracts.topics import PREDICTIONS, REFERENCES, TOPICS
 from errata.domain.array_codec import unpack_arrays
 from errata.domain.columns import Batch
 from errata.domain.detection import state as at
+from errata.domain.detection.identity import SeenIds
 from errata.ports import Record, StepResult
 from errata.runtime.changelog import TABLE_KEY
 from errata_services.anomaly_detector import AnomalyDetector
@@ -42,6 +44,7 @@ from errata_services.bootstrap import publish_tables
 
 OTHER = "other"
 HOUR_US = 60 * MINUTE_US
+MB_OF_IDS = 6  # of one partition
 
 
 def put(**fields: Any) -> Callable[[Event], None]:
@@ -207,6 +210,18 @@ def test_a_revoked_partition_leaves_nothing_behind() -> None:
     assert detector.slots == []
     detector.restore(0, {})
     assert run(detector, records(clean(200)), 200).dropped["duplicate"] == 0
+
+
+@counted
+def test_a_partition_without_events_takes_no_memory() -> None:
+    detector = stage()
+    run(detector, records(clean(200)), 200)
+    before_mb = resident_mb(kind="RssAnon")
+    for partition in range(1, 12):
+        detector.restore(partition, {})
+    assert resident_mb(kind="RssAnon") - before_mb < MB_OF_IDS
+    held = [SeenIds() for _ in range(11)]  # the control: what they take with their first event
+    assert resident_mb(kind="RssAnon") - before_mb > len(held) * MB_OF_IDS * 0.9
 
 
 # -- another reference ------------------------------------------------------------------------------------------------

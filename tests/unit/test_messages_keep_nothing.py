@@ -1,11 +1,15 @@
-"""Reading messages leaves nothing behind: a service reads them for months."""
+"""Messages in a service: reading them leaves nothing behind, and what checks them is there from its start."""
 
 import tracemalloc
 from uuid import UUID
 
+import pytest
 from pydantic import ConfigDict
 
 from errata.contracts import Heartbeat, Message
+from errata.contracts.base import complete_messages
+from errata.settings import ServiceSettings
+from errata_services import bootstrap
 
 MESSAGES = 5_000
 KEPT_BYTES = 50_000
@@ -40,3 +44,22 @@ def test_texts_of_messages_are_not_kept() -> None:
 def test_with_the_setting_of_pydantic_they_would_be() -> None:
     """The control."""
     assert kept_bytes(Caching, 2) > 3 * KEPT_BYTES
+
+
+class Waiting(Heartbeat):
+    """A message that nobody has made yet."""
+
+
+def test_messages_are_complete_before_the_first_is_made() -> None:
+    assert not Waiting.__pydantic_complete__  # the control
+    complete_messages()
+    assert Waiting.__pydantic_complete__
+
+
+def test_a_service_completes_them_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(bootstrap, "complete_messages", asked)
+    with pytest.raises(InterruptedError), bootstrap.service_parts("anomaly-detector", ServiceSettings()):
+        pass

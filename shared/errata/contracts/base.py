@@ -54,6 +54,16 @@ class Message(Part):
         return canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
+def complete_messages() -> None:
+    """Build what checks all messages now. Else each is built when it is first made, and a service is slow to tell of
+    its first failure."""
+    waiting: list[type[Part]] = [Part]
+    while waiting:
+        one = waiting.pop()
+        one.model_rebuild()  # does nothing where it is complete
+        waiting += one.__subclasses__()
+
+
 def canonical(value: object) -> bytes:
     """Canonical JSON of plain data.
 
