@@ -75,7 +75,7 @@ def said(script: str, first: str) -> str:
 
 
 @of_glibc
-def test_threads_share_two_heaps() -> None:
+def test_threads_share_one_heap() -> None:
     assert said(HEAPS, "bound_heap()").count("<heap ") == ARENAS
     assert said(HEAPS, "").count("<heap ") > THREADS  # the control
 

@@ -8,7 +8,7 @@ from functools import cache
 
 SPARE_EVERY_S = 10.0
 COLLECT_EVERY_S = 300.0
-ARENAS = 2
+ARENAS = 1
 # Larger than what a batch makes, or a broker answers. Smaller pieces come from the heap, which has them from the last
 # batch: new pages for each cost a detector a quarter of its time.
 MAPPED_BYTES = 16 << 20
@@ -17,14 +17,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def bound_heap() -> None:
-    """Have glibc make two heaps for all threads, and keep what is free in them until `trim`. Before other threads
-    start.
+    """Have glibc make one heap for all threads, and keep what is free in it until `trim`. Before other threads start.
 
     By itself it makes a heap for each of a client's threads, up to eight a core: what is free in one is worth nothing
-    to other threads. And it gives back what a batch frees, page by page, only to ask for it again. Another C library
-    is left alone.
+    to other threads, and what is free at its end not even `trim` gives back. And it gives back what a batch frees, page
+    by page, only to ask for it again. Another C library is left alone.
 
-    Source: mallopt(3), M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    Source: mallopt(3), M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD; glibc 2.36, malloc/malloc.c, mtrim.
     """
     call = _of_c_library("mallopt")
     if call is not None:
