@@ -1,6 +1,7 @@
 """What the decoder puts into the columns, by whichever way a row came."""
 
 import json
+import random
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,19 @@ from tests.contracts.corpus import LAYOUTS, LINES, RECORD_TIME_US, dumps, outcom
 
 from errata.adapters.decode_msgspec import MsgspecDecoder
 from errata.adapters.decode_msgspec.decoder import _PredictionColumns
+from errata.adapters.decode_msgspec.plans import Form, Plan
 from errata.contracts import Contract
 from errata.contracts.topics import OUTCOMES, PREDICTIONS
-from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, UNUSABLE_NUMBER, Batch, Beat, Predictions, Violation
+from errata.domain.columns import (
+    MISSING_CODE,
+    UNUSABLE_CODE,
+    UNUSABLE_NUMBER,
+    Batch,
+    Beat,
+    Layout,
+    Predictions,
+    Violation,
+)
 from errata.domain.layouts import compile_layout
 from errata.ports import Record
 
@@ -252,6 +263,79 @@ def test_a_row_that_breaks_a_type_becomes_columns_together_with_the_others(monke
     assert apart == []
     decode_twice([prediction()], [prediction(), prediction(features={"age": "7", "new": 1}), prediction()])
     assert apart == [1]
+
+
+def of_models(models: int, rows: int) -> tuple[list[Record], dict[bytes, Layout]]:
+    """Records of models in turn at random, whose features differ in number, kind and order; some break their types."""
+    rng = random.Random(1)
+    kinds = [(name, kind) for kind in ("number", "category", "text") for name in (f"{kind}_{at}" for at in range(3))]
+    layouts: dict[bytes, Layout] = {}
+    records: list[Record] = []
+    for at in range(models):
+        name = f"m{at}"
+        mine = [one for one in kinds if at % 3 or one[0].endswith(("0", "1"))]
+        features = {
+            name: {"type": kind} | ({"categories": ["a", "b", f"c{at}"]} if kind == "category" else {})
+            for name, kind in mine
+        }
+        contract = Contract.model_validate({"model": name, "features": features})
+        layouts[name.encode()] = compile_layout("default", name, contract, None)
+        rng.shuffle(mine)
+        for row in range(rows):
+            given: dict[str, Any] = {
+                one: {"number": row + at / 100, "category": rng.choice("abx"), "text": "t"}[kind] for one, kind in mine
+            }
+            given[mine[0][0]] = [given[mine[0][0]], None, 2**70, ["wrong"], 1e300, True][row % 6 if at % 4 == 1 else 0]
+            event = prediction(event_id=f"{name}-{row}", model={"name": name}, features=given if row else None)
+            records.append(Record(PREDICTIONS, 0, 0, RECORD_TIME_US, name.encode(), dumps(event)))
+    rng.shuffle(records)
+    return [record._replace(offset=offset) for offset, record in enumerate(records)], layouts
+
+
+def by_offset(batch: Batch) -> dict[int, tuple[object, ...]]:
+    """What each row says, with NaN as text."""
+    rows = batch.predictions
+    ends = [np.append(start[1:], len(values)) for start, values in (
+        (rows.number_start, rows.numbers), (rows.category_start, rows.categories), (rows.others_start, rows.others),
+    )]  # fmt: skip
+    said: dict[int, tuple[object, ...]] = {}
+    for row, offset in enumerate(rows.offset.tolist()):
+        cut = [slice(int(start[row]), int(end[row])) for start, end in zip(
+            (rows.number_start, rows.category_start, rows.others_start), ends, strict=True
+        )]  # fmt: skip
+        found = sorted((one.feature, one.reason) for one in rows.violations if one.row == row)
+        columns = str([rows.numbers[cut[0]].tolist(), rows.categories[cut[1]].tolist(), rows.others[cut[2]].tolist()])
+        said[offset] = (batch.layouts[rows.layout[row]].model, columns, float(rows.predicted[row]), found)
+    return said
+
+
+@pytest.mark.parametrize("rows", [1, 7, 60, 300])
+def test_rows_of_many_models_are_as_those_of_each_alone(rows: int) -> None:
+    records, layouts = of_models(18, rows)
+    together, alone = MsgspecDecoder(), MsgspecDecoder()
+    for _ in range(2):  # in the second batch some features are read loosely
+        mixed = together.decode(records, layouts)
+        apart: dict[int, tuple[object, ...]] = {}
+        refused = 0
+        for key in layouts:
+            own = alone.decode([record for record in records if record.key == key], layouts)
+            apart |= by_offset(own)
+            refused += len(own.refused)
+        assert by_offset(mixed) == apart
+        assert len(mixed.refused) == refused
+        assert len(apart) + refused == len(records)
+
+
+def test_models_with_the_same_categories_share_their_tables() -> None:
+    def plan(name: str, *categories: str) -> Plan:
+        features = {"device": {"type": "category", "categories": list(categories)}}
+        contract = Contract.model_validate({"model": name, "features": features})
+        return Plan(compile_layout("default", name, contract, None), "", Form())
+
+    one, same, other = plan("a", "x", "y"), plan("b", "x", "y"), plan("c", "x", "z")
+    assert one.cells_of[0] is same.cells_of[0]
+    assert one.cells_of[0] is not other.cells_of[0]
+    assert [other.cells_of[0](value) for value in ("x", "z", "y")] == [0, 1, None]
 
 
 def test_numbers_beyond_64_bits_are_told_from_large_floats() -> None:

@@ -68,6 +68,7 @@ from errata.errors import Refused, RefusedDecode
 from errata.ports import Headers, Record, columns_of
 
 CHUNK = 128  # rows of one model alive at once: what they hold stays in the cache
+ENOUGH = 112  # rows become columns: a chunk that lost some to bad records need not wait for the next
 PROBED = 64  # records of the first batch that show which fields events have
 LOOSENED = 8, 64  # a feature is read loosely once at least 8 and one in 64 of a model's rows of a batch broke its type
 MAX_PLANS = 4_096  # kept beyond the layouts given: models that nobody described
@@ -552,7 +553,7 @@ class _PredictionColumns:
         waiting.rows += rows
         waiting.indices += indices
         waiting.groups.append((plan, len(rows)))
-        if len(waiting.rows) >= CHUNK:
+        if len(waiting.rows) >= ENOUGH:
             self._spread(waiting)
 
     def spread(self) -> None:

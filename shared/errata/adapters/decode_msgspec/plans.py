@@ -306,8 +306,7 @@ class Plan:
         self.easy = tuple(_EASY.get(kind, frozenset()) for kind in self.kinds)
         self.absent: tuple[Any, ...] = (None,) * len(self.names)
         codes = dict(zip(layout.categories, layout.codes, strict=True))
-        cells: list[dict[Any, float]] = [{**codes[name], UNUSABLE: UNUSABLE_CODE} for name in kinds[1]]
-        self.cells_of = [of_feature.get for of_feature in cells]
+        self.cells_of = [_lookup((*codes[name].items(), (UNUSABLE, UNUSABLE_CODE))) for name in kinds[1]]
         self.other_cells = [cells.other if isinstance(cells, OpenCells) else float("nan") for cells in layout.codes]
         self.output = output.type if output else None
         self.score_names = frozenset(output.classes) if output and output.type == "class" and output.classes else None
@@ -361,7 +360,8 @@ class Plan:
         if self.output == "vector":
             return lambda value: MISSING_CODE if value is None else 0.0 if is_vector(value) else None
         if self.is_class and other is None:
-            return by_text.get  # a typed row holds text and bool only; `fill` puts UNUSABLE for the rest
+            # A typed row holds text and bool only; `fill` puts UNUSABLE for the rest.
+            return _lookup(tuple(by_text.items()))
 
         def open_class(value: Any) -> float | None:
             if value.__class__ is str or value.__class__ is bool or value is None:
@@ -457,6 +457,13 @@ class Plan:
             for name, score in row.scores.items():
                 if not 0 <= score <= 1 or (self.score_names is not None and name not in self.score_names):
                     found.append((pointer("/scores", name), "invalid_output"))
+
+
+@lru_cache(maxsize=1_024)
+def _lookup(pairs: tuple[tuple[Any, float], ...]) -> Callable[[Any], float | None]:
+    """The number that stands for a value, None for another value. One table for all that hold the same: where models
+    have features or classes in common, their tables would not all stay in the processor's caches."""
+    return dict(pairs).get
 
 
 def fits(kind: str, value: Any) -> bool:

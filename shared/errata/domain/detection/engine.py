@@ -6,6 +6,7 @@ into batches: counts are integers, windows are cut at their exact event, and flo
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from errata.domain.detection.missing_values import MissingValues
 from errata.domain.detection.policy_violation import PolicyViolation
 from errata.domain.detection.runs import runs
 from errata.domain.detection.shares import Reached, reached
-from errata.domain.detection.state import Ints, Sampled, Slot, State, hold, is_among_smallest
+from errata.domain.detection.state import Ints, Sampled, Slot, State, hold, is_among_smallest, limit_of
 from errata.domain.detection.statistics import WINDOW, WINDOW_MIN
 from errata.domain.detection.wave import Detector, Ended, Wave
 from errata.domain.detection.waves import SAMPLED_BELOW, Counted, Pairs, best, count
@@ -50,6 +51,8 @@ LATE_US = 10 * MINUTE_US  # behind a model's newest event: catalogued and counte
 AHEAD_US = 5 * MINUTE_US  # ahead of the record time: clamped and counted
 WINDOW_AGE_US = 15 * MINUTE_US
 UNJUDGED_AGE_US = 24 * 60 * MINUTE_US
+SAMPLE_OF: Callable[[Slot], list[Sampled]] = attrgetter("sample")
+WRONG_SAMPLE_OF: Callable[[Slot], list[Sampled]] = attrgetter("wrong_sample")
 
 
 @dataclass(slots=True)
@@ -309,12 +312,21 @@ class _Run:
     def _sample(self, rows: Ints, slots: Ints) -> None:
         hashes = self.p.id_hash[rows]
         low = np.flatnonzero(hashes < SAMPLED_BELOW)
+        low = low[self._small_enough(slots[low], hashes[low], SAMPLE_OF)]
         chosen = low[best(slots[low], hashes[low])]
         places = zip(rows[chosen].tolist(), hashes[chosen].tolist(), slots[chosen].tolist(), strict=True)
         for row, hash_, index in places:
             held = self.state.slot(index).sample
             if is_among_smallest(held, hash_):
                 hold(held, self._row(row))
+
+    def _small_enough(
+        self, slots: Ints, hashes: NDArray[np.uint64], sample_of: Callable[[Slot], list[Sampled]]
+    ) -> Ints:
+        """Rows, sorted by slot, that may be among the smallest of their slots; of many models they are few."""
+        starts, lengths = runs(slots)
+        limits = [limit_of(sample_of(self.state.slot(index))) for index in slots[starts].tolist()]
+        return np.flatnonzero(hashes <= np.repeat(np.array(limits, np.uint64), lengths))
 
     def _sample_flags(self, flags: Pairs) -> None:
         hashes = self.p.id_hash[flags.row]
@@ -452,6 +464,7 @@ class _Run:
         mine[first] += 1
         mine[last + 1] -= 1
         rows = np.flatnonzero(c.wrong & (np.cumsum(mine[:-1]) > 0))
+        rows = rows[self._small_enough(c.slot[rows], c.id_hash[rows], WRONG_SAMPLE_OF)]
         hashes = c.id_hash[rows]
         chosen = best(c.slot[rows], hashes)
         for row, hash_ in zip(rows[chosen].tolist(), hashes[chosen].tolist(), strict=True):

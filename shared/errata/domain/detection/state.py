@@ -46,6 +46,7 @@ BLOCK_SCHEMA = Schema("block of ids", 1)
 IDS_SCHEMA = Schema("count of ids", 1)
 TABLES_SCHEMA = Schema("tables in force", 1)
 DEPARTED_SCHEMA = Schema("departed slots", 1)
+LARGEST_HASH = 2**64 - 1
 NOBODY = compile_profile(Layout("", "", None, None))  # of a slot that was given up
 _NONE, _NO_NUMBERS, _NO_FLAGS = np.zeros(0, np.int64), np.zeros(0, np.float64), np.zeros(0, np.bool_)
 
@@ -57,9 +58,14 @@ def smallest(*samples: Sequence[Sampled]) -> list[Sampled]:
     return sorted({row for sample in samples for row in sample})[:SAMPLE]
 
 
+def limit_of(held: Sequence[Sampled]) -> int:
+    """The largest hash that may belong to a sample: asked before the row is made."""
+    return LARGEST_HASH if len(held) < SAMPLE else held[-1][0]
+
+
 def is_among_smallest(held: Sequence[Sampled], hash_: int) -> bool:
-    """Whether a row of this hash may belong to a sample: asked before the row is made."""
-    return len(held) < SAMPLE or hash_ <= held[-1][0]
+    """Whether a row of this hash may belong to a sample."""
+    return hash_ <= limit_of(held)
 
 
 def hold(held: list[Sampled], row: Sampled) -> None:
