@@ -1,14 +1,17 @@
 """What the decoder puts into the columns, by whichever way a row came."""
 
+import gc
 import json
 import random
+import tracemalloc
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.contracts.corpus import LAYOUTS, LINES, RECORD_TIME_US, dumps, outcome, prediction
 
-from errata.adapters.decode_msgspec import MsgspecDecoder
+from errata.adapters.decode_msgspec import MsgspecDecoder, decoder
 from errata.adapters.decode_msgspec.decoder import _PredictionColumns
 from errata.adapters.decode_msgspec.plans import Form, Plan
 from errata.contracts import Contract
@@ -27,6 +30,7 @@ from errata.domain.layouts import compile_layout
 from errata.ports import Record
 
 LAYOUT = LAYOUTS[b"fraud"]
+KEPT_BYTES = 100_000
 UNKNOWN = {"unknown_field": 1}  # sends an event past the typed decoders
 
 
@@ -336,6 +340,25 @@ def test_models_with_the_same_categories_share_their_tables() -> None:
     assert one.cells_of[0] is same.cells_of[0]
     assert one.cells_of[0] is not other.cells_of[0]
     assert [other.cells_of[0](value) for value in ("x", "z", "y")] == [0, 1, None]
+
+
+@pytest.mark.parametrize("keeps_all", [False, True], ids=["as it is", "control"])
+def test_sizes_of_batches_are_not_kept(monkeypatch: pytest.MonkeyPatch, keeps_all: bool) -> None:
+    """No two batches of a service are equally large."""
+    if keeps_all:
+        monkeypatch.setattr(decoder, "_packer", cache(decoder._packer.__wrapped__))
+    records = [Record(PREDICTIONS, 3, at, RECORD_TIME_US, b"fraud", dumps(prediction())) for at in range(250)]
+    one = MsgspecDecoder()
+    one.decode(records, LAYOUTS)
+    tracemalloc.start()
+    try:
+        for size in range(1, len(records)):
+            one.decode(records[:size], LAYOUTS)
+        gc.collect()  # frees what the interpreter keeps to make tuples faster
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert (kept > KEPT_BYTES) is keeps_all
 
 
 def test_numbers_beyond_64_bits_are_told_from_large_floats() -> None:
