@@ -69,6 +69,7 @@ from errata.ports import Headers, Record, columns_of
 
 CHUNK = 128  # rows of one model alive at once: what they hold stays in the cache
 ENOUGH = 112  # rows become columns: a chunk that lost some to bad records need not wait for the next
+ROWS = 1_024  # put in order at once
 PROBED = 64  # records of the first batch that show which fields events have
 LOOSENED = 8, 64  # a feature is read loosely once at least 8 and one in 64 of a model's rows of a batch broke its type
 MAX_PLANS = 4_096  # kept beyond the layouts given: models that nobody described
@@ -822,8 +823,14 @@ def _in_order(
     widths = np.array(list(map(len, places)), np.int64)
     columns = np.repeat(_starts(sizes * widths), widths) + np.repeat(sizes, widths) * np.concatenate(places)
     wide = widths[group]
-    cell = np.arange(wide.sum()) + np.repeat(_starts(widths)[group] - _starts(wide), wide)
-    ordered: Floats = values[columns[cell] + np.repeat(place, wide)]
+    end, first_of = np.cumsum(wide), _starts(widths)
+    ordered = np.empty(int(end[-1]) if len(end) else 0)
+    for low in range(0, len(group), ROWS):  # temporaries that stay in the cache
+        mine = wide[low : low + ROWS]
+        begin = int(end[low] - wide[low])
+        cell = np.arange(mine.sum()) + np.repeat(first_of[group[low : low + ROWS]] - _starts(mine), mine)
+        found = values[columns[cell] + np.repeat(place[low : low + ROWS], mine)]
+        ordered[begin : begin + len(found)] = found
     return ordered
 
 

@@ -236,13 +236,14 @@ class _Run:
         wave_of_row = np.full(high - low, -1, np.int64)
         wave_of_row[rows - low] = window
         total = len(state.cells)
-        # Cells of each wave behind those of the one before; rows that are in none count in one more, which is cut off.
+        # Cells of each wave behind those of the one before; rows that are in none would stand behind the last.
         first_cell = np.where(wave_of_row < 0, waves, wave_of_row) * total
-        places = [_none()]
+        counted = np.zeros(waves * total, np.int64)
         for pairs in self.counted.cells:
             part = pairs.between(low, high)
-            places.append(first_cell[part.row - low if low else part.row] + part.target)
-        counts = np.bincount(np.concatenate(places), minlength=waves * total)[: waves * total].reshape(waves, total)
+            places = first_cell[part.row - low if low else part.row] + part.target
+            np.add.at(counted, places[places < len(counted)], 1)
+        counts = counted.reshape(waves, total)
         flags = self.counted.flags
         first, last = np.searchsorted(flags.row, (low, high))
         flag_wave = wave_of_row[flags.row[first:last] - low]

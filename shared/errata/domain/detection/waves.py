@@ -2,6 +2,7 @@
 the batch size, and a wave costs a constant number of numpy calls.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from errata.domain.detection.state import SAMPLE, Ints, Slot, State
 # Rows whose hash lies in the lowest eighth may become samples: 62 of 500 expected, eight wanted.
 SAMPLED_BELOW = np.uint64(1 << 61)
 BLOCK = 8_192  # values
+ROWS = 1_024
 MISSING, TYPE, RANGE, UNSEEN, REQUIRED = range(len(FEATURE_KINDS))
 
 
@@ -168,40 +170,56 @@ def count(p: Predictions, slots: Ints, state: State) -> Counted:
     return Counted(cells, *flags.sorted())
 
 
-def _numbers(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[Pairs]:
+def _numbers(p: Predictions, slots: Ints, state: State, flags: _Flags) -> Iterator[Pairs]:
     t = state.tables
-    rows, within = ragged(t.numbers[slots])
-    values = p.numbers
-    channels = t.number_channel[slots][rows] + within
-    missing, broken = np.isnan(values), np.isinf(values)
-    cell = t.number_cell[channels]
-    unusable = missing | broken | (cell < 0)
-    if t.bounded:
-        outside = ((values < t.low[channels]) | (values > t.high[channels])) & ~broken
-        at = np.flatnonzero(outside)
-        flags.feature(RANGE, rows[at], within[at], values[at])
-        unusable |= outside
-    at = np.flatnonzero(missing)
-    flags.missing(rows[at], within[at])
-    target = cell + search_bins(values, channels, t.edges)
-    if not unusable.any():
-        return [Pairs(rows, target)]
-    usable = np.flatnonzero(~unusable)
-    return [Pairs(rows[usable], target[usable])]
+    sizes, number_channel = t.numbers[slots], t.number_channel[slots]
+    for first, last in _blocks(len(p)):
+        rows, within = ragged(sizes[first:last])
+        rows += first
+        values = p.numbers[_part(p.number_start, p.numbers, first, last)]
+        channels = number_channel[rows] + within
+        missing, broken = np.isnan(values), np.isinf(values)
+        cell = t.number_cell[channels]
+        unusable = missing | broken | (cell < 0)
+        if t.bounded:
+            outside = ((values < t.low[channels]) | (values > t.high[channels])) & ~broken
+            at = np.flatnonzero(outside)
+            flags.feature(RANGE, rows[at], within[at], values[at])
+            unusable |= outside
+        at = np.flatnonzero(missing)
+        flags.missing(rows[at], within[at])
+        target = cell + search_bins(values, channels, t.edges)
+        if unusable.any():
+            usable = np.flatnonzero(~unusable)
+            rows, target = rows[usable], target[usable]
+        yield Pairs(rows, target)
 
 
-def _categories(p: Predictions, slots: Ints, state: State, flags: _Flags) -> list[Pairs]:
+def _categories(p: Predictions, slots: Ints, state: State, flags: _Flags) -> Iterator[Pairs]:
     t = state.tables
-    rows, within = ragged(widths(p.category_start, len(p.categories)))
-    codes = p.categories
-    cell = t.category_cell[t.category_channel[slots][rows] + within]
-    usable = np.flatnonzero((codes >= 0) & (cell >= 0))
-    feature = t.numbers[slots][rows] + within
-    at = np.flatnonzero(codes == MISSING_CODE)
-    flags.missing(rows[at], feature[at])
-    at = np.flatnonzero(np.isnan(codes))
-    flags.feature(UNSEEN, rows[at], feature[at])
-    return [Pairs(rows[usable], cell[usable] + codes[usable].astype(np.int64))]
+    sizes, channel, before = widths(p.category_start, len(p.categories)), t.category_channel[slots], t.numbers[slots]
+    for first, last in _blocks(len(p)):
+        rows, within = ragged(sizes[first:last])
+        rows += first
+        codes = p.categories[_part(p.category_start, p.categories, first, last)]
+        cell = t.category_cell[channel[rows] + within]
+        usable = np.flatnonzero((codes >= 0) & (cell >= 0))
+        feature = before[rows] + within
+        at = np.flatnonzero(codes == MISSING_CODE)
+        flags.missing(rows[at], feature[at])
+        at = np.flatnonzero(np.isnan(codes))
+        flags.feature(UNSEEN, rows[at], feature[at])
+        yield Pairs(rows[usable], cell[usable] + codes[usable].astype(np.int64))
+
+
+def _blocks(rows: int) -> Iterator[tuple[int, int]]:
+    """Rows a thousand at a time: what comes of them stays in the cache, and in memory that the heap has."""
+    return ((first, min(first + ROWS, rows)) for first in range(0, rows, ROWS))
+
+
+def _part(start: Ints, values: NDArray[np.float64], first: int, last: int) -> slice:
+    """Where the values of some rows stand."""
+    return slice(int(start[first]), int(start[last]) if last < len(start) else len(values))
 
 
 def _violations(p: Predictions, slots: Ints, state: State, flags: _Flags) -> None:
