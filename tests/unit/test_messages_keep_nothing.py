@@ -46,11 +46,10 @@ def test_with_the_setting_of_pydantic_they_would_be() -> None:
     assert kept_bytes(Caching, 2) > 3 * KEPT_BYTES
 
 
-class Waiting(Heartbeat):
-    """A message that nobody has made yet."""
-
-
 def test_messages_are_complete_before_the_first_is_made() -> None:
+    class Waiting(Heartbeat):
+        """A message that nobody has made yet."""
+
     assert not Waiting.__pydantic_complete__  # the control
     complete_messages()
     assert Waiting.__pydantic_complete__
