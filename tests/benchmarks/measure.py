@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+from errata.adapters.allocator import bound_heap
 from errata.runtime.service import calm_collector
 
 
@@ -42,6 +43,11 @@ class Variant:
 
     run: Callable[[], int]
     ready: Callable[[], object] = lambda: None
+
+
+def heap_of_services() -> None:
+    """All variants run on the heap that services have."""
+    bound_heap()
 
 
 @contextmanager

@@ -22,9 +22,7 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":  # run as a file: the package "tests" is not on the path
     sys.path[:0] = [str(HERE.parents[1])]
 
-from tests.benchmarks.measure import FULL, QUICK, Row, Scale  # noqa: E402
-
-from errata.adapters.allocator import bound_heap  # noqa: E402
+from tests.benchmarks.measure import FULL, QUICK, Row, Scale, heap_of_services  # noqa: E402
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 BENCHMARKS = ("hot_path", "models", "storm", "quality", "kafka", "transactions", "latency")
@@ -106,7 +104,7 @@ def measured(names: Sequence[str], scale: Scale) -> list[Row]:
 
 
 def _rows(name: str, scale: Scale) -> list[Row]:
-    bound_heap()  # the heap is as services have it, for all variants
+    heap_of_services()
     rows: list[Row] = importlib.import_module(f"tests.benchmarks.bench_{name}").rows(scale)
     return rows
 
