@@ -3,9 +3,10 @@
 import os
 import random
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import combinations
+from math import inf
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from errata_services.processes import AGAIN
 
 RATE = 500.0
 SAMPLE_S = 5.0
+GLANCE_S = 0.25  # between two looks at memory: what a turn of the allocator gives back may be taken again in a second
 WARM = 0.5  # share of the time in which processes grow as they may
 PARTS = 10  # of the rest: in 30 min, 90 s each, in which pages go back nine times
 CONTROL_S = 40.0
@@ -37,7 +39,8 @@ BROKER_SESSION = {"broker.session.timeout.ms": "9000"}
 
 
 class Sample(NamedTuple):
-    """Of one process at one time. ``partitions``: how many it holds; with fewer it has less to remember."""
+    """Of one process from ``s`` on. ``mb``: the least it held until the next sample. ``partitions``: how many it holds;
+    with fewer it has less to remember."""
 
     s: float
     mb: float
@@ -120,9 +123,8 @@ def _soaked(
         _started_again(rig, four, watched, runs)
         if any(one.process.poll() not in (None, AGAIN) for one in watched):
             break  # the rows say which, and why
-        for one in watched:
-            if one.process.poll() is None:
-                runs[one.name][-1].append(_sample(one, now_s - began_s))
+        for one, sample in _samples(watched, now_s - began_s):
+            runs[one.name][-1].append(sample)
         if now_s > next_s:
             chance.choice(faults)()
             done += 1
@@ -130,7 +132,6 @@ def _soaked(
         if now_s - told_s > 60:
             told_s = now_s
             rig.progress(f"soak: {(now_s - began_s) / 60:.0f} min, {done} faults")
-        wait(SAMPLE_S)
     _started_again(rig, four, watched, runs)
     return runs, done
 
@@ -165,9 +166,19 @@ def _killed_member(four: Chain, chance: random.Random) -> None:
     four.running.remove(other)
 
 
-def _sample(service: Service, at_s: float) -> Sample:
-    pid = service.process.pid
-    return Sample(at_s, resident_mb(pid), len(os.listdir(f"/proc/{pid}/fd")), partitions_of(service))
+def _samples(watched: Sequence[Service], at_s: float, for_s: float = SAMPLE_S) -> Iterator[tuple[Service, Sample]]:
+    """One of each that runs, over the next ``for_s`` seconds."""
+    least = dict.fromkeys((one.name for one in watched), inf)
+    until_s = time.monotonic() + for_s
+    while time.monotonic() < until_s:
+        for one in watched:
+            with suppress(ProcessLookupError):  # it ended
+                least[one.name] = min(least[one.name], resident_mb(one.process.pid))
+        wait(GLANCE_S)
+    for one in watched:
+        if one.process.poll() is None:
+            files = len(os.listdir(f"/proc/{one.process.pid}/fd"))
+            yield one, Sample(at_s, least[one.name], files, partitions_of(one))
 
 
 def holding_all(samples: list[Sample]) -> list[Sample]:
@@ -228,7 +239,6 @@ def _leak(rig: Rig) -> Row:
         samples: list[Sample] = []
         began_s = time.monotonic()
         while (now_s := time.monotonic()) - began_s < CONTROL_S:
-            samples.append(_sample(leaky, now_s - began_s))
-            wait(1.0)
+            samples += (sample for _, sample in _samples([leaky], now_s - began_s, CONTROL_S / 40))
     found = slope_mb_h(samples)
     return Row("control: a process that leaks", float(found > LEAK_MB_H), "control", f"{found:+,.0f} MB/h")

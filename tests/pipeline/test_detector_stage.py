@@ -216,12 +216,12 @@ def test_a_revoked_partition_leaves_nothing_behind() -> None:
 def test_a_partition_without_events_takes_no_memory() -> None:
     detector = stage()
     run(detector, records(clean(200)), 200)
-    before_mb = resident_mb(kind="RssAnon")
+    before_mb = resident_mb(kind="Anonymous")
     for partition in range(1, 12):
         detector.restore(partition, {})
-    assert resident_mb(kind="RssAnon") - before_mb < MB_OF_IDS
+    assert resident_mb(kind="Anonymous") - before_mb < MB_OF_IDS
     held = [SeenIds() for _ in range(11)]  # the control: what they take with their first event
-    assert resident_mb(kind="RssAnon") - before_mb > len(held) * MB_OF_IDS * 0.9
+    assert resident_mb(kind="Anonymous") - before_mb > len(held) * MB_OF_IDS * 0.9
 
 
 # -- another reference ------------------------------------------------------------------------------------------------

@@ -156,18 +156,18 @@ def test_what_is_settled_is_not_taken_back() -> None:
 def test_its_memory_is_there_from_the_start() -> None:
     """Pages that come into being as ids do look like a leak for the first 262,144 of them in a partition."""
     trim()  # what earlier tests freed would serve as memory that is there already
-    before_mb = resident_mb(kind="RssAnon")
+    before_mb = resident_mb(kind="Anonymous")
     kept = [SeenIds() for _ in range(10)]
-    first_mb = resident_mb(kind="RssAnon") - before_mb
+    first_mb = resident_mb(kind="Anonymous") - before_mb
     arrays_mb = len(kept) * (kept[0].ring.nbytes + sum(table.held.nbytes for table in kept[0].tables)) / 2**20
     assert first_mb > 0.9 * arrays_mb
     for seen in kept:
         seen.step(ids(1, 3 * GENERATION))
         seen.settle()
     trim()
-    assert resident_mb(kind="RssAnon") - before_mb - first_mb < 0.1 * arrays_mb
+    assert resident_mb(kind="Anonymous") - before_mb - first_mb < 0.1 * arrays_mb
     del seen, kept
-    assert resident_mb(kind="RssAnon") - before_mb < 0.1 * arrays_mb
+    assert resident_mb(kind="Anonymous") - before_mb < 0.1 * arrays_mb
 
 
 def test_changed_blocks_are_enough_to_follow() -> None:
