@@ -380,7 +380,7 @@ class _Pass:
             _, are_times = instants_us([text for _, text in columns.other_times])
             good[[row for (row, _), is_time in zip(columns.other_times, are_times, strict=True) if not is_time]] = False
         good[columns.unanswered] = False
-        good[[row for row in columns.huge if self._refusal(int(record[row])) is not None]] = False
+        good[[row for row in columns.huge() if self._refusal(int(record[row])) is not None]] = False
         ahead = at - received > MAX_AHEAD_US
         for row in np.flatnonzero(~good | ahead).tolist():
             index = int(record[row])
@@ -527,7 +527,6 @@ class _PredictionColumns:
         self.times: list[str] = []
         self.other_times: list[tuple[int, str]] = []  # (row, text)
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
-        self.huge: list[int] = []  # rows with a feature so large that it is to be looked at as it was written
         self._indices: list[int] = []
         self._groups: list[tuple[Plan, int]] = []
         self._ids: list[str] = []
@@ -539,7 +538,7 @@ class _PredictionColumns:
         self._latency = bytearray()  # of doubles, as the next ones
         self._predicted = bytearray()
         self._confidence = bytearray()
-        self._features = (bytearray(), bytearray(), bytearray())
+        self._features: tuple[list[bytes], ...] = ([], [], [])  # numbers, categories, others
 
     def add_typed(self, plan: Plan, rows: Sequence[Any], indices: Sequence[int]) -> None:
         """Rows of a plan's typed decoder."""
@@ -629,21 +628,8 @@ class _PredictionColumns:
                 others.extend(map(_presence, chain.from_iterable(columns[plan.categories :])))
             answers.extend(map(plan.predicted, predicted[start:end]))
         self._predicted += _doubles(answers)
-        packed = _doubles(numbers)
-        sizes = np.abs(np.frombuffer(packed))
-        if (sizes >= LIMIT).any() and len(huge := np.flatnonzero((sizes >= LIMIT) & (sizes < np.inf))):
-            self._note_huge(waiting.groups, huge)
-        for held, values in zip(self._features, (packed, _doubles(categories), _doubles(others)), strict=True):
-            held += values
-
-    def _note_huge(self, groups: Sequence[tuple[Plan, int]], cells: Ints) -> None:
-        """Rows of numbers that may have been written as integers of over 64 bits, which the contract refuses."""
-        row = len(self._indices) - sum(n for _, n in groups)
-        cell = 0
-        for plan, n in groups:
-            mine = cells[(cells >= cell) & (cells < cell + n * plan.numbers)] - cell
-            self.huge += np.unique(row + mine % n).tolist()
-            row, cell = row + n, cell + n * plan.numbers
+        for held, values in zip(self._features, (numbers, categories, others), strict=True):
+            held.append(_doubles(values))
 
     def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
         for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):
@@ -681,6 +667,22 @@ class _PredictionColumns:
     def record(self) -> Ints:
         return _whole_numbers(self._indices)
 
+    def huge(self) -> list[int]:
+        """Rows with a number that may have been written as an integer of over 64 bits, which the contract refuses."""
+        sizes = np.abs(self._cells(0))
+        cells = np.flatnonzero((sizes >= LIMIT) & (sizes < np.inf))
+        if not len(cells):
+            return []
+        rows = np.array([n for _, n in self._groups], np.int64)
+        held = rows * np.array([plan.numbers for plan, _ in self._groups], np.int64)
+        group = np.searchsorted(np.cumsum(held), cells, side="right")
+        found: list[int] = np.unique(_starts(rows)[group] + (cells - _starts(held)[group]) % rows[group]).tolist()
+        return found
+
+    def _cells(self, kind: int) -> Floats:
+        """The features of a kind, group by group, in a group column by column."""
+        return np.frombuffer(b"".join(self._features[kind]))
+
     def done(
         self,
         plans: Sequence[Plan],
@@ -703,8 +705,7 @@ class _PredictionColumns:
         group = np.repeat(np.arange(len(sizes)), sizes)[rows]
         place = rows - _starts(sizes)[group]
         numbers, categories, others = (
-            _in_order(np.frombuffer(held), kind, self._groups, sizes, group, place)
-            for kind, held in enumerate(self._features)
+            _in_order(self._cells(kind), kind, self._groups, sizes, group, place) for kind in range(len(self._features))
         )
         layout = slot[rows]
         widths = np.array([plan.widths for plan in plans], np.int64).reshape(-1, 3).T
