@@ -164,6 +164,7 @@ class _Pass:
         self._layouts: list[Layout] = []
         self._used: list[Plan] = []
         self._found: dict[int, Found] = {}
+        self._failed: dict[Plan, list[tuple[int, bytes, str]]] = defaultdict(list)  # (index, value, fault)
         self._refused: list[Refusal] = []
         self._skipped: dict[str, list[int]] = {}
         self._ticks: list[Tick] = []
@@ -178,6 +179,7 @@ class _Pass:
         for key, indices in self._by_key(outcomes).items():
             for start in range(0, len(indices), CHUNK):
                 self._chunk(key, indices[start : start + CHUNK])
+        self._try_again()
         self._flush_open()
         self._predictions.spread()
         self._reduce_outcomes(outcomes)
@@ -253,14 +255,27 @@ class _Pass:
                 break
             except UNREADABLE as error:  # of the row after those in `rows`; the loop goes on behind it
                 at = len(rows)
-                row = self._of_other_types(plan, indices[at], raws[at], str(error))
-                if row is not None:
-                    rows.append(row)
-                    continue
-                self._slow(indices[at], raws[at], str(error))
+                self._failed[plan].append((indices[at], raws[at], str(error)))
                 del indices[at], raws[at]
         if rows:
             self._predictions.add_typed(plan, rows, indices)
+
+    def _try_again(self) -> None:
+        """The rows that the typed way refused, all together: one between good rows finds nothing it needs in the cache,
+        and costs half as much again."""
+        for plan, failed in self._failed.items():
+            for start in range(0, len(failed), CHUNK):
+                rows: list[Any] = []
+                indices: list[int] = []
+                for index, raw, fault in failed[start : start + CHUNK]:
+                    row = self._of_other_types(plan, index, raw, fault)
+                    if row is None:
+                        self._slow(index, raw, fault)
+                    else:
+                        rows.append(row)
+                        indices.append(index)
+                if rows:
+                    self._predictions.add_typed(plan, rows, indices)
 
     def _of_other_types(self, plan: Plan, index: int, raw: bytes, fault: str) -> Any:
         """A typed row all the same, when all that is wrong with it is the type of features; else None.
