@@ -202,6 +202,42 @@ def test_rollback_then_step_gives_the_same() -> None:
     assert lasting(ran) == lasting(whole(5_000))
 
 
+def limits_wrong(detector: AnomalyDetector) -> list[at.Slot]:
+    """Slots of which the state says another limit than their samples have."""
+    of_samples = {slot.index: (at.limit_of(slot.sample), at.limit_of(slot.wrong_sample)) for slot in detector.slots}
+    return [slot for slot in detector.slots if tuple(detector.state.limits[slot.index]) != of_samples[slot.index]]
+
+
+def test_limits_of_samples_are_those_of_the_rows_held() -> None:
+    """Through windows that end, rollbacks, a restore, another reference and slots that leave."""
+    log, stream, seen = transport((MODEL, OTHER)), rich(), set()
+    detector = AnomalyDetector(log, decoder())
+    detector.restore(0, {})
+    ran = Ran()
+    for start in range(0, len(stream), 170):
+        step(detector, stream[start : start + 170])
+        assert not limits_wrong(detector)
+        if start % 340:
+            detector.rollback()
+            assert not limits_wrong(detector)
+        run(detector, stream[start : start + 170], 170, ran, start)
+        assert not limits_wrong(detector)
+        seen |= {tuple(row < at.LARGEST_HASH for row in detector.state.limits[slot.index]) for slot in detector.slots}
+    assert seen == {(False, False), (True, False), (False, True), (True, True)}
+    again = AnomalyDetector(log, decoder())
+    again.restore(0, ran.entries)
+    assert not limits_wrong(again)
+    np.testing.assert_array_equal(sorted(again.state.limits.tolist()), sorted(detector.state.limits.tolist()))
+    again.state.remove(again.slots[0])
+    again.state.compact()
+    assert not limits_wrong(again)
+    publish_tables(log, {REFERENCES: reference(seed=2000)})
+    run(again, records(clean(30, 9, start_us=time_us(clean(1)[0]) + 3 * HOUR_US)), 30)
+    assert not limits_wrong(again)
+    again.state.limits[again.slots[0].index] -= np.uint64(1)  # the control
+    assert limits_wrong(again) == again.slots[:1]
+
+
 def test_a_revoked_partition_leaves_nothing_behind() -> None:
     detector = stage()
     run(detector, records(clean(200)), 200)

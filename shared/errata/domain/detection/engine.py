@@ -6,7 +6,6 @@ into batches: counts are integers, windows are cut at their exact event, and flo
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,16 @@ from errata.domain.detection.missing_values import MissingValues
 from errata.domain.detection.policy_violation import PolicyViolation
 from errata.domain.detection.runs import runs
 from errata.domain.detection.shares import Reached, reached
-from errata.domain.detection.state import Ints, Sampled, Slot, State, hold, is_among_smallest, limit_of
+from errata.domain.detection.state import (
+    SAMPLE_LIMIT,
+    WRONG_LIMIT,
+    Ints,
+    Sampled,
+    Slot,
+    State,
+    hold,
+    is_among_smallest,
+)
 from errata.domain.detection.statistics import WINDOW, WINDOW_MIN
 from errata.domain.detection.wave import Detector, Ended, Wave
 from errata.domain.detection.waves import SAMPLED_BELOW, Counted, Pairs, best, count
@@ -51,8 +59,6 @@ LATE_US = 10 * MINUTE_US  # behind a model's newest event: catalogued and counte
 AHEAD_US = 5 * MINUTE_US  # ahead of the record time: clamped and counted
 WINDOW_AGE_US = 15 * MINUTE_US
 UNJUDGED_AGE_US = 24 * 60 * MINUTE_US
-SAMPLE_OF: Callable[[Slot], list[Sampled]] = attrgetter("sample")
-WRONG_SAMPLE_OF: Callable[[Slot], list[Sampled]] = attrgetter("wrong_sample")
 
 
 @dataclass(slots=True)
@@ -313,21 +319,13 @@ class _Run:
     def _sample(self, rows: Ints, slots: Ints) -> None:
         hashes = self.p.id_hash[rows]
         low = np.flatnonzero(hashes < SAMPLED_BELOW)
-        low = low[self._small_enough(slots[low], hashes[low], SAMPLE_OF)]
+        low = low[hashes[low] <= self.state.limits[slots[low], SAMPLE_LIMIT]]  # of many models these are few
         chosen = low[best(slots[low], hashes[low])]
         places = zip(rows[chosen].tolist(), hashes[chosen].tolist(), slots[chosen].tolist(), strict=True)
         for row, hash_, index in places:
-            held = self.state.slot(index).sample
-            if is_among_smallest(held, hash_):
-                hold(held, self._row(row))
-
-    def _small_enough(
-        self, slots: Ints, hashes: NDArray[np.uint64], sample_of: Callable[[Slot], list[Sampled]]
-    ) -> Ints:
-        """Rows, sorted by slot, that may be among the smallest of their slots; of many models they are few."""
-        starts, lengths = runs(slots)
-        limits = [limit_of(sample_of(self.state.slot(index))) for index in slots[starts].tolist()]
-        return np.flatnonzero(hashes <= np.repeat(np.array(limits, np.uint64), lengths))
+            slot = self.state.slot(index)
+            if is_among_smallest(slot.sample, hash_):
+                self.state.hold(slot, self._row(row))
 
     def _sample_flags(self, flags: Pairs) -> None:
         hashes = self.p.id_hash[flags.row]
@@ -368,7 +366,7 @@ class _Run:
             self.controls_before.setdefault(end.slot, slot.controls)
             slot.controls = slot.sample
             self.controls.setdefault(end.slot, {})[end.record] = slot.controls
-        slot.sample, slot.counter_samples = [], {}
+        self.state.begin_window(slot)
         self.state.cells[self.state.cells_of(slot)] = 0
         self.state.counts[counters] = 0
         self.state.milli_sums[counters] = 0
@@ -465,13 +463,13 @@ class _Run:
         mine[first] += 1
         mine[last + 1] -= 1
         rows = np.flatnonzero(c.wrong & (np.cumsum(mine[:-1]) > 0))
-        rows = rows[self._small_enough(c.slot[rows], c.id_hash[rows], WRONG_SAMPLE_OF)]
+        rows = rows[c.id_hash[rows] <= self.state.limits[c.slot[rows], WRONG_LIMIT]]
         hashes = c.id_hash[rows]
         chosen = best(c.slot[rows], hashes)
         for row, hash_ in zip(rows[chosen].tolist(), hashes[chosen].tolist(), strict=True):
-            held = self.state.slot(int(c.slot[row])).wrong_sample
-            if is_among_smallest(held, hash_):
-                hold(held, c.row(row))
+            slot = self.state.slot(int(c.slot[row]))
+            if is_among_smallest(slot.wrong_sample, hash_):
+                self.state.hold_wrong(slot, c.row(row))
 
     def _end_outcomes(self, slot: Slot, n: int, names: set[str], events: int, c: Labels | None, last: int) -> None:
         mine = self.state.fixed[slot.index]
@@ -487,7 +485,7 @@ class _Run:
         )  # fmt: skip
         mine[[at.OUT_FILL, at.OUT_START_US, at.OUT_START_RECORD_US, at.OUT_LAST_US, at.OUT_WRONG]] = (0, -1, -1, -1, 0)
         mine[at.OUT_WINDOWS] += 1
-        slot.wrong_sample = []
+        self.state.begin_outcomes(slot)
         self.out.touched.add(slot.index)
 
     # -- ticks --------------------------------------------------------------------------------------------------------

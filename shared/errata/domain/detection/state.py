@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from errata.domain.detection.profile import INNER_EDGES, Profile, compile_profil
 from errata.domain.state_schemas import Schema
 
 Ints = NDArray[np.int64]
+Number = TypeVar("Number", bound=np.generic)
 
 BANK = (1.3, 1.6, 2.2, 3.5)  # p1 = f · p0 of each CUSUM of the bank
 # Fixed fields of a slot. Times in microseconds since 1970, −1 when unset.
@@ -36,6 +37,7 @@ STAYING_FIELDS = [EVENTS, LATE, CLAMPED, MAX_US, WINDOWS, OUT_WINDOWS, OUTCOMES,
 SAMPLE = 8  # exemplars and controls
 SLOT_OVERHEAD_BYTES = 4_096  # what samples, an episode and names may take beside the arrays
 UNSEEN_US = -1
+SAMPLE_LIMIT, WRONG_LIMIT = range(2)
 _UNSEEN = np.full(1, UNSEEN_US, np.int64)
 
 # The records of a slot, of blocks of ids, of their count, of tables in force, and of slots that left: each with the
@@ -47,6 +49,7 @@ IDS_SCHEMA = Schema("count of ids", 1)
 TABLES_SCHEMA = Schema("tables in force", 1)
 DEPARTED_SCHEMA = Schema("departed slots", 1)
 LARGEST_HASH = 2**64 - 1
+_NO_LIMITS = np.full((1, 2), LARGEST_HASH, np.uint64)
 NOBODY = compile_profile(Layout("", "", None, None))  # of a slot that was given up
 _NONE, _NO_NUMBERS, _NO_FLAGS = np.zeros(0, np.int64), np.zeros(0, np.float64), np.zeros(0, np.bool_)
 
@@ -164,6 +167,7 @@ class State:
         self.first_us: Ints = np.zeros(0, np.int64)
         self.milli_sums: Ints = np.zeros(0, np.int64)  # per counter: sum of violating numbers, in thousandths
         self.seen_us: Ints = np.zeros(0, np.int64)  # by slot: record time of its newest event
+        self.limits: NDArray[np.uint64] = np.zeros((0, 2), np.uint64)  # by slot: `limit_of` its sample, its wrong one
         self.held_bytes: dict[int, int] = {}  # by partition: see `slot_bytes`
         self._tables: Tables | None = None
 
@@ -172,12 +176,31 @@ class State:
         assert slot is not None
         return slot
 
+    def hold(self, slot: Slot, row: Sampled) -> None:
+        """Put a row into the sample of a slot's open window."""
+        hold(slot.sample, row)
+        self.limits[slot.index, SAMPLE_LIMIT] = limit_of(slot.sample)
+
+    def hold_wrong(self, slot: Slot, row: Sampled) -> None:
+        """Put a row into the sample of a slot's open window of outcomes."""
+        hold(slot.wrong_sample, row)
+        self.limits[slot.index, WRONG_LIMIT] = limit_of(slot.wrong_sample)
+
+    def begin_window(self, slot: Slot) -> None:
+        slot.sample, slot.counter_samples = [], {}
+        self.limits[slot.index, SAMPLE_LIMIT] = LARGEST_HASH
+
+    def begin_outcomes(self, slot: Slot) -> None:
+        slot.wrong_sample = []
+        self.limits[slot.index, WRONG_LIMIT] = LARGEST_HASH
+
     def add(self, tenant: str, model: str, purpose: str, partition: int, profile: Profile) -> Slot:
         slot = Slot(len(self.slots), tenant, model, purpose, partition, profile, len(self.cells), len(self.counts))
         self.slots.append(slot)
         self.by_key[slot.key] = slot.index
         self.fixed = _extended(self.fixed, fresh_row())
         self.seen_us = _extended(self.seen_us, _UNSEEN)
+        self.limits = _extended(self.limits, _NO_LIMITS)
         self.held_bytes[partition] = self.held_bytes.get(partition, 0) + slot_bytes(profile)
         self._grow(profile)
         return slot
@@ -196,6 +219,7 @@ class State:
         slot.profile = profile
         slot.cell_base, slot.counter_base = len(self.cells), len(self.counts)
         slot.sample, slot.wrong_sample, slot.counter_samples, slot.fired = [], [], {}, set()
+        self.limits[slot.index] = LARGEST_HASH
         self.fixed[slot.index] = _started_over(self.fixed[slot.index])
         self._grow(profile)
 
@@ -222,7 +246,7 @@ class State:
         """Give back the places of slots that were removed. The indices of the others change."""
         slots = [slot for slot in self.slots if slot is not None]
         rows = [slot.index for slot in slots]
-        self.fixed, self.seen_us = self.fixed[rows], self.seen_us[rows]
+        self.fixed, self.seen_us, self.limits = self.fixed[rows], self.seen_us[rows], self.limits[rows]
         none = np.zeros(0, np.int64)
         cells = np.concatenate([none, *(self.cells[self.cells_of(slot)] for slot in slots)])
         per_counter = [
@@ -311,11 +335,13 @@ class State:
     ) -> None:
         """Slots that are judged as before."""
         cell_base, counter_base = len(self.cells), len(self.counts)
+        first, limits = len(self.slots), np.zeros((len(metas), 2), np.uint64)
         for profile, meta in zip(profiles, metas, strict=True):
             tenant, model, purpose = meta["slot"]
             slot = Slot(len(self.slots), tenant, model, purpose, partition, profile, cell_base, counter_base)
             slot.keep_episodes(meta)
             slot.keep_samples(meta)
+            limits[len(self.slots) - first] = limit_of(slot.sample), limit_of(slot.wrong_sample)
             self.slots.append(slot)
             self.by_key[slot.key] = slot.index
             cell_base += profile.cells
@@ -323,6 +349,7 @@ class State:
         seen_us = [_seen_us(meta, row) for meta, row in zip(metas, arrays["fixed"], strict=True)]
         self.fixed = _extended(self.fixed, arrays["fixed"])
         self.seen_us = _extended(self.seen_us, np.array(seen_us, np.int64))
+        self.limits = _extended(self.limits, limits)
         self.cells = _extended(self.cells, arrays["cells"].reshape(-1))
         self.counts = _extended(self.counts, arrays["counts"].reshape(-1))
         self.first_us = _extended(self.first_us, arrays["first_us"].reshape(-1))
@@ -445,7 +472,7 @@ def _seen_us(meta: Mapping[str, Any], fixed: Ints) -> int:
     return int(fixed[[MAX_US, START_RECORD_US, OUT_START_RECORD_US, OUT_LAST_US]].max())
 
 
-def _extended(array: Ints, more: Ints) -> Ints:
+def _extended(array: NDArray[Number], more: NDArray[Number]) -> NDArray[Number]:
     """``array`` with ``more`` behind it, in memory that doubles: thousands of additions cost one copy of each."""
     held, wanted = len(array), len(array) + len(more)
     store = array if array.base is None else array.base
@@ -453,7 +480,7 @@ def _extended(array: Ints, more: Ints) -> Ints:
         store = np.empty((max(wanted, 2 * held), *array.shape[1:]), array.dtype)
         store[:held] = array
     store[held:wanted] = more
-    longer: Ints = store[:wanted]
+    longer: NDArray[Number] = store[:wanted]
     return longer
 
 
