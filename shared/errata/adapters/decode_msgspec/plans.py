@@ -58,6 +58,7 @@ _EASY: dict[str, frozenset[type]] = {
     "integer": frozenset({int}),
     "bool": frozenset({bool}),
 }
+_EASY_TYPED = _EASY | {"category": frozenset({str}), "text": frozenset({str})}  # a typed decoder saw to their length
 
 
 class _Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -303,7 +304,9 @@ class Plan:
         self.categories = self.numbers + len(layout.categories)
         self.widths = (self.numbers, len(layout.categories), len(layout.others))
         self.kinds = tuple(features[name].type for name in self.names)
-        self.easy = tuple(_EASY.get(kind, frozenset()) for kind in self.kinds)
+        self.easy, self.easy_typed = (
+            tuple(easy.get(kind, frozenset()) for kind in self.kinds) for easy in (_EASY, _EASY_TYPED)
+        )
         self.absent: tuple[Any, ...] = (None,) * len(self.names)
         codes = dict(zip(layout.categories, layout.codes, strict=True))
         self.cells_of = [_lookup((*codes[name].items(), (UNUSABLE, UNUSABLE_CODE))) for name in kinds[1]]
@@ -402,7 +405,7 @@ class Plan:
             return None
         features = row.features
         values = () if features is None else astuple(features)
-        for at, (value, easy) in enumerate(zip(values, self.easy, strict=False)):
+        for at, (value, easy) in enumerate(zip(values, self.easy_typed, strict=False)):
             if value is None:
                 if at < self.numbers:
                     setattr(features, f"f{at}", nan)  # as in typed rows, which pack at once
@@ -421,7 +424,7 @@ class Plan:
         for at, name in enumerate(self.names):
             if name not in self.loose:
                 continue
-            kind, easy = self.kinds[at], self.easy[at]
+            kind, easy = self.kinds[at], self.easy_typed[at]
             wrong = [
                 row
                 for row, value in enumerate(columns[at])
