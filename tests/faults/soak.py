@@ -1,5 +1,6 @@
 """Everything at random for a while, and what the processes grow by: memory, open files."""
 
+import json
 import os
 import random
 import time
@@ -39,8 +40,8 @@ BROKER_SESSION = {"broker.session.timeout.ms": "9000"}
 
 
 class Sample(NamedTuple):
-    """Of one process from ``s`` on. ``mb``: the least it held until the next sample. ``partitions``: how many it holds;
-    with fewer it has less to remember."""
+    """Of one process from ``s`` on. ``mb``: the least it held until the next sample. ``partitions``: how many it held
+    all that time; with fewer it has less to remember."""
 
     s: float
     mb: float
@@ -69,6 +70,7 @@ def rows(rig: Rig) -> list[Row]:
             return [Row("processes that ended by themselves", len(gone), "ended", " ".join(said.split()))]
         found = ended(four, publisher, story, context=False)
     longest = {name: max(each, key=len) for name, each in runs.items()}
+    (rig.place("samples") / "longest.json").write_text(json.dumps(longest))
     if min(map(len, longest.values())) < sum(map(len, runs[DETECTOR])) * LEAST_RUN:
         return [Row("processes that ran long enough to be judged", 0, "control", f"of {minutes:g} min")]
     whole = {name: holding_all(each) for name, each in longest.items()}
@@ -169,6 +171,7 @@ def _killed_member(four: Chain, chance: random.Random) -> None:
 def _samples(watched: Sequence[Service], at_s: float, for_s: float = SAMPLE_S) -> Iterator[tuple[Service, Sample]]:
     """One of each that runs, over the next ``for_s`` seconds."""
     least = dict.fromkeys((one.name for one in watched), inf)
+    before = {one.name: partitions_of(one) for one in watched}
     until_s = time.monotonic() + for_s
     while time.monotonic() < until_s:
         for one in watched:
@@ -178,7 +181,7 @@ def _samples(watched: Sequence[Service], at_s: float, for_s: float = SAMPLE_S) -
     for one in watched:
         if one.process.poll() is None:
             files = len(os.listdir(f"/proc/{one.process.pid}/fd"))
-            yield one, Sample(at_s, least[one.name], files, partitions_of(one))
+            yield one, Sample(at_s, least[one.name], files, min(before[one.name], partitions_of(one)))
 
 
 def holding_all(samples: list[Sample]) -> list[Sample]:
