@@ -67,8 +67,8 @@ from errata.domain.layouts import compile_layout
 from errata.errors import Refused, RefusedDecode
 from errata.ports import Headers, Record, columns_of
 
-CHUNK = 128  # rows of one model alive at once: what they hold stays in the cache
-ENOUGH = 112  # rows become columns: a chunk that lost some to bad records need not wait for the next
+CHUNK = 96  # rows of one model alive at once: what they hold stays in the cache
+ENOUGH = 84  # rows become columns: a chunk that lost some to bad records need not wait for the next
 ROWS = 1_024  # put in order at once
 PROBED = 64  # records of the first batch that show which fields events have
 LOOSENED = 8, 64  # a feature is read loosely once at least 8 and one in 64 of a model's rows of a batch broke its type
