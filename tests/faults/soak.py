@@ -210,7 +210,7 @@ def slope_mb_h(samples: list[Sample]) -> float:
     """
     points = [(sample.s, sample.mb) for sample in samples[int(len(samples) * WARM) :]]
     each = max(1, len(points) // PARTS)
-    parts = [points[at : at + each] for at in range(0, len(points), each)]
+    parts = [points[at : at + each] for at in range(0, len(points) - each + 1, each)]  # a few points have no least
     floors = [(median(s for s, _ in part), min(mb for _, mb in part)) for part in parts]
     return median((mb - before) / (s - before_s) * 3_600 for (before_s, before), (s, mb) in combinations(floors, 2))
 
