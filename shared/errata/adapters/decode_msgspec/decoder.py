@@ -280,7 +280,7 @@ class _Pass:
     def _of_other_types(self, plan: Plan, index: int, raw: bytes, fault: str) -> Any:
         """A typed row all the same, when all that is wrong with it is the type of features; else None.
 
-        So it becomes columns together with its neighbours: columns of their own for a few cost as much as a hundred.
+        So it becomes columns together with others: columns of its own cost as much as those of a hundred.
         """
         if _IN_FEATURES not in fault:
             return None
