@@ -18,12 +18,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-HERE = Path(__file__).parent
 if __name__ == "__main__":  # run as a file: the package "tests" is not on the path
-    sys.path[:0] = [str(HERE.parents[1])]
+    sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from tests.benchmarks.measure import FULL, QUICK, Row, Scale, heap_of_services  # noqa: E402
+from tests.benchmarks.measure import FULL, QUICK, Row, Scale, heap_of_services
 
+HERE = Path(__file__).parent
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 BENCHMARKS = ("hot_path", "models", "storm", "quality", "kafka", "transactions", "latency")
 REPEATED = ("hot_path", "models", "storm")  # whose rows are ratios of microseconds

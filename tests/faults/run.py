@@ -20,13 +20,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-HERE = Path(__file__).parent
 if __name__ == "__main__":  # run as a file: the package "tests" is not on the path
-    sys.path[:0] = [str(HERE.parents[1])]
+    sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from tests.benchmarks.run import Goal, GoalError, read_goals  # noqa: E402
-from tests.faults.rig import FULL, QUICK, Rig, Row, Scale, attempted, told_on_stderr  # noqa: E402
+from tests.benchmarks.run import Goal, GoalError, read_goals
+from tests.faults.rig import FULL, QUICK, Rig, Row, Scale, attempted, told_on_stderr
 
+HERE = Path(__file__).parent
 SCENARIOS = ("kills", "recovery", "scaling", "broker", "outages", "poison", "fuzzing", "spike", "soak")
 QUICK_GOALS: Mapping[str, float] = {"kills": 40, "kill_events": 50_000, "recovery_kills": 6}  # amounts, not promises
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
