@@ -11,9 +11,10 @@ filter: a false positive would be a lost event. With 64 bits the chance of one i
 [True, False]
 """
 
+import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,12 @@ def _own_memory(n: int) -> Hashes:
     """An empty array of ids on pages of its own: all there from the first event on, and gone with the array.
 
     A heap into whose gaps small things fall keeps growing as partitions with their megabytes come and go; and pages
-    that came into being as ids do would look like a leak for the first 262,144 of each partition.
+    that came into being as ids do would look like a leak for the first 262,144 of each partition. Huge pages, where
+    the kernel has them, are there in a fifth of the time, which a partition's first batch waits for.
     """
-    pages = mmap(-1, n * np.dtype(np.uint64).itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, n * np.dtype(np.uint64).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # not Linux, or a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(pages, np.uint64)
     array[:] = EMPTY
     return array
