@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from tests.memory import counted, resident_mb
 
 from errata.adapters.allocator import trim
-from errata.domain.detection.identity import BLOCK, BLOCKS, EMPTY, GENERATION, GOLDEN, PLACES, IdTable, SeenIds
+from errata.domain.detection.identity import (
+    BLOCK,
+    BLOCKS,
+    EMPTY,
+    ENTRY,
+    GENERATION,
+    GOLDEN,
+    PLACE,
+    PLACES,
+    IdTable,
+    SeenIds,
+)
 
 Hashes = NDArray[np.uint64]
 
@@ -26,7 +37,11 @@ def filled(n: int) -> SeenIds:
 
 
 def held(table: IdTable | None) -> set[int]:
-    return set() if table is None else set(table.held.tolist()) - {EMPTY}
+    """The ids that a table finds, from its entries."""
+    if table is None:
+        return set()
+    entries = table.entries[table.entries != EMPTY]
+    return set(table.ids[(entries & PLACE) - 1].tolist())
 
 
 def memory_of(seen: SeenIds) -> tuple[int, set[int], set[int]]:
@@ -78,9 +93,9 @@ def test_a_table_is_a_set_also_when_all_ids_want_one_place() -> None:
     """The last one: the search goes on at the beginning."""
     back = pow(int(GOLDEN), -1, 2**64)
     crowd = np.array([((PLACES - 1 << 46) + n) * back % 2**64 for n in range(300)], np.uint64)
-    table = IdTable()
-    for part in np.array_split(crowd[::2], 7):
-        table.add(part)
+    table = IdTable(crowd[::2], np.zeros(PLACES, ENTRY))
+    for first, last in pairwise((0, 1, 40, 40, 99, 150)):
+        table.add(first, last)
     assert held(table) == set(crowd[::2].tolist())
     assert table.has(crowd).tolist() == [True, False] * 150
 
@@ -159,7 +174,7 @@ def test_its_memory_is_there_from_the_start() -> None:
     before_mb = resident_mb(kind="Anonymous")
     kept = [SeenIds() for _ in range(10)]
     first_mb = resident_mb(kind="Anonymous") - before_mb
-    arrays_mb = len(kept) * (kept[0].ring.nbytes + sum(table.held.nbytes for table in kept[0].tables)) / 2**20
+    arrays_mb = len(kept) * (kept[0].ring.nbytes + sum(table.entries.nbytes for table in kept[0].tables)) / 2**20
     assert first_mb > 0.9 * arrays_mb
     for seen in kept:
         seen.step(ids(1, 3 * GENERATION))
