@@ -98,7 +98,7 @@ class PartitionLog:
         self._partition = partition
         self._hashes = hashes_of(records) if hashes is None else hashes
         self._digest = _xor(self._hashes.values())
-        self._parts = {key[1:]: _parts_of(value) for key, value in records.items() if key[:1] == _STATE}
+        self._parts = _in_parts({key[1:]: _parts_of(value) for key, value in records.items() if key[:1] == _STATE})
         self._pending: tuple[dict[bytes, int | None], dict[bytes, int], int, Position] | None = None
 
     @property
@@ -132,7 +132,7 @@ class PartitionLog:
                 self._hashes.pop(key, None)
             else:
                 self._hashes[key] = fresh
-        self._parts.update(parts)
+        self._parts = _in_parts(self._parts | parts)
         self._pending = None
 
     def rollback(self) -> None:
@@ -296,6 +296,11 @@ def _manifest(parts: int, value: bytes) -> bytes:
 def _parts_of(value: bytes) -> int:
     codec, _ = envelope_of(value)
     return int(json.loads(open_envelope(value)[2])["parts"]) if codec == CODEC_PARTS else 0
+
+
+def _in_parts(parts: Mapping[bytes, int]) -> dict[bytes, int]:
+    """Of the keys, those whose values stand in parts, which hardly any does: there are thousands of keys."""
+    return {key: n for key, n in parts.items() if n}
 
 
 def _join(key: bytes, value: bytes, records: Mapping[bytes, bytes]) -> bytes:
