@@ -41,6 +41,7 @@ from errata.adapters.decode_msgspec.plans import (
     OpenOutcome,
     OpenRow,
     Plan,
+    Shape,
     Status,
 )
 from errata.contracts.refusals import MAX_AHEAD_US, clock_refusal
@@ -543,7 +544,8 @@ class _PredictionColumns:
         self.other_times: list[tuple[int, str]] = []  # (row, text)
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
         self._indices: list[int] = []
-        self._groups: list[tuple[Plan, int]] = []
+        self._groups: list[tuple[Plan, int]] = []  # whose the rows are, and how many of each
+        self._shapes: list[tuple[Shape, int]] = []  # of their features, and how many rows have it
         self._ids: list[str] = []
         self._prediction_ids: list[str] = []
         self._purpose = bytearray()
@@ -618,7 +620,7 @@ class _PredictionColumns:
         waiting.clear()
 
     def _of_models(self, waiting: _Waiting, features: Sequence[Any], predicted: Sequence[Any]) -> None:
-        """What each model means by its features and answers; features for each group column by column."""
+        """What each model means by its features and answers; features of models of one shape column by column."""
         typed = waiting is self._typed
         if typed:
             try:
@@ -630,18 +632,24 @@ class _PredictionColumns:
         numbers: list[Any] = []
         categories: list[Any] = []
         others: list[Any] = []
-        answers: list[float | None] = []
         end = 0
-        for plan, n in waiting.groups:
-            start, end = end, end + n
+        for _, together in groupby(waiting.groups, _loose_or_shape if typed else _shape):
+            whose, sizes = zip(*together, strict=True)
+            plan, start, end = whose[0], end, end + sum(sizes)
+            shape = plan.shape
             columns: list[Sequence[Any]] = list(zip(*features[start:end], strict=True))
             if plan.loose and typed:
                 plan.check_loose(columns, waiting.indices[start:end], self._found)
-            numbers.extend(chain.from_iterable(columns[: plan.numbers]))
-            categories.extend(chain.from_iterable(map(map, plan.cells_of, columns[plan.numbers : plan.categories])))
-            if len(columns) > plan.categories:
-                others.extend(map(_presence, chain.from_iterable(columns[plan.categories :])))
-            answers.extend(map(plan.predicted, predicted[start:end]))
+            numbers.extend(chain.from_iterable(columns[: shape.numbers]))
+            cells_of = zip(*[plan.cells_of for plan in whose], strict=True)
+            for column, lookups in zip(columns[shape.numbers : shape.categories], cells_of, strict=True):
+                _look_up(categories, column, lookups, sizes)
+            if len(columns) > shape.categories:
+                others.extend(map(_presence, chain.from_iterable(columns[shape.categories :])))
+            self._shapes.append((shape, end - start))
+        answers: list[float | None] = []
+        whose, sizes = zip(*waiting.groups, strict=True)
+        _look_up(answers, predicted, [plan.predicted for plan in whose], sizes)
         self._predicted += _doubles(answers)
         for held, values in zip(self._features, (numbers, categories, others), strict=True):
             held.append(_doubles(values))
@@ -688,14 +696,14 @@ class _PredictionColumns:
         cells = np.flatnonzero((sizes >= LIMIT) & (sizes < np.inf))
         if not len(cells):
             return []
-        rows = np.array([n for _, n in self._groups], np.int64)
-        held = rows * np.array([plan.numbers for plan, _ in self._groups], np.int64)
+        rows = np.array([n for _, n in self._shapes], np.int64)
+        held = rows * np.array([shape.numbers for shape, _ in self._shapes], np.int64)
         group = np.searchsorted(np.cumsum(held), cells, side="right")
         found: list[int] = np.unique(_starts(rows)[group] + (cells - _starts(held)[group]) % rows[group]).tolist()
         return found
 
     def _cells(self, kind: int) -> Floats:
-        """The features of a kind, group by group, in a group column by column."""
+        """The features of a kind: those of rows of one shape column by column, as `_shapes` says."""
         return np.frombuffer(b"".join(self._features[kind]))
 
     def done(
@@ -712,18 +720,19 @@ class _PredictionColumns:
         rows = np.flatnonzero(keep)
         rows = rows[np.argsort(record[rows])]
         slots = np.array([plan.slot for plan, _ in self._groups], np.int64)
-        sizes = np.array([n for _, n in self._groups], np.int64)
-        slot = np.repeat(slots, sizes)
+        slot = np.repeat(slots, np.array([n for _, n in self._groups], np.int64))
         seeds = np.array([plan.seed for plan in plans], np.uint64)[slot]
         for row, seed in self._seeds.items():
             seeds[row] = seed
+        sizes = np.array([n for _, n in self._shapes], np.int64)
         group = np.repeat(np.arange(len(sizes)), sizes)[rows]
         place = rows - _starts(sizes)[group]
         numbers, categories, others = (
-            _in_order(self._cells(kind), kind, self._groups, sizes, group, place) for kind in range(len(self._features))
+            _in_order(self._cells(kind), [shape.places[kind] for shape, _ in self._shapes], sizes, group, place)
+            for kind in range(len(self._features))
         )
         layout = slot[rows]
-        widths = np.array([plan.widths for plan in plans], np.int64).reshape(-1, 3).T
+        widths = np.array([plan.shape.widths for plan in plans], np.int64).reshape(-1, 3).T
         number_start, category_start, others_start = (_starts(wide[layout]) for wide in widths)
         _fill_other(categories, category_start, layout, plans)
         kept = record[rows]
@@ -791,6 +800,31 @@ def _slot(row: tuple[Plan, int, Any]) -> int:
     return row[0].slot
 
 
+def _shape(group: tuple[Plan, int]) -> Shape:
+    return group[0].shape
+
+
+def _loose_or_shape(group: tuple[Plan, int]) -> Plan | Shape:
+    """A plan whose features are read loosely has its columns to itself."""
+    return group[0] if group[0].loose else group[0].shape
+
+
+def _look_up(
+    found: list[float | None],
+    values: Sequence[Any],
+    lookups: Sequence[Callable[[Any], float | None]],
+    sizes: Sequence[int],
+) -> None:
+    """Each value as its model means it: the first of ``lookups`` is for as many values as the first of ``sizes``."""
+    if lookups.count(lookups[0]) == len(lookups):
+        found.extend(map(lookups[0], values))
+        return
+    end = 0
+    for look_up, n in zip(lookups, sizes, strict=True):
+        start, end = end, end + n
+        found.extend(map(look_up, values[start:end]))
+
+
 def _presence(value: Any) -> float:
     return 0.0 if value is None else 2.0 if value is UNUSABLE else 1.0
 
@@ -825,17 +859,15 @@ def _doubles(values: Sequence[float | None]) -> bytes:
         return pack(*[nan if value is None else value for value in values])
 
 
-def _in_order(
-    values: Floats, kind: int, groups: Sequence[tuple[Plan, int]], sizes: Ints, group: Ints, place: Ints
-) -> Floats:
+def _in_order(values: Floats, places: Sequence[Ints], sizes: Ints, group: Ints, place: Ints) -> Floats:
     """Ragged values row by row, each row's in the order of its layout.
 
-    ``values`` are of one kind of features and stand group by group, in a group column by column. ``group`` and
-    ``place`` in it of each row that is wanted.
+    ``values`` are of one kind of features and stand group by group, in a group column by column. ``places`` are the
+    columns of each group in the order of the layout, ``sizes`` its rows; ``group`` and ``place`` in it are of each row
+    that is wanted.
     """
     if not len(values):
         return np.zeros(0)
-    places = [plan.places[kind] for plan, _ in groups]  # the columns of each group in the order of the layout
     widths = np.array(list(map(len, places)), np.int64)
     columns = np.repeat(_starts(sizes * widths), widths) + np.repeat(sizes, widths) * np.concatenate(places)
     wide = widths[group]

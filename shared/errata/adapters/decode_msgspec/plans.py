@@ -264,6 +264,24 @@ UNUSABLE = Unusable()
 Found = list[tuple[str, str]]  # (feature or pointer, reason)
 
 
+class Shape:
+    """How many features of each kind (numbers, categories, others) typed rows hold, and in which order.
+
+    Place j of a layout is place ``places[kind][j]`` of a row. One instance for all models that have it: their rows
+    become columns together, which a fleet of hundreds of models, each with a few rows a batch, lives from.
+    """
+
+    __slots__ = ("categories", "numbers", "places", "widths")
+
+    def __init__(self, *places: tuple[int, ...]) -> None:
+        self.places = [np.array(kind, np.int64) for kind in places]
+        self.widths = tuple(map(len, places))
+        self.numbers, self.categories = self.widths[0], self.widths[0] + self.widths[1]  # where each kind ends
+
+
+_shape = lru_cache(maxsize=1_024)(Shape)
+
+
 class Plan:
     """How the events of one layout are decoded and what their values mean in columns."""
 
@@ -294,15 +312,13 @@ class Plan:
             for names in (layout.numbers, layout.categories, layout.others)
         ]
         self.names: tuple[str, ...] = tuple(name for names in kinds for name in names)
-        # Place j of the layout is place `places[kind][j]` of a row.
-        self.places = [
-            np.array([names.index(name) for name in given], np.int64)
-            for names, given in zip(kinds, (layout.numbers, layout.categories, layout.others), strict=True)
-        ]
+        self.shape = _shape(
+            *(
+                tuple(map(names.index, given))
+                for names, given in zip(kinds, (layout.numbers, layout.categories, layout.others), strict=True)
+            )
+        )
         self.known = frozenset(self.names)
-        self.numbers = len(layout.numbers)
-        self.categories = self.numbers + len(layout.categories)
-        self.widths = (self.numbers, len(layout.categories), len(layout.others))
         self.kinds = tuple(features[name].type for name in self.names)
         self.easy, self.easy_typed = (
             tuple(easy.get(kind, frozenset()) for kind in self.kinds) for easy in (_EASY, _EASY_TYPED)
@@ -407,7 +423,7 @@ class Plan:
         values = () if features is None else astuple(features)
         for at, (value, easy) in enumerate(zip(values, self.easy_typed, strict=False)):
             if value is None:
-                if at < self.numbers:
+                if at < self.shape.numbers:
                     setattr(features, f"f{at}", nan)  # as in typed rows, which pack at once
             elif value.__class__ not in easy and not fits(self.kinds[at], value):
                 found.append((self.names[at], "type"))
@@ -417,7 +433,7 @@ class Plan:
     def _unusable(self, at: int) -> Any:
         """What stands for a value of feature ``at`` whose type is wrong."""
         self.broken[self.names[at]] += 1
-        return UNUSABLE_NUMBER if at < self.numbers else UNUSABLE
+        return UNUSABLE_NUMBER if at < self.shape.numbers else UNUSABLE
 
     def check_loose(self, columns: list[Sequence[Any]], indices: Sequence[int], found_in: dict[int, Found]) -> None:
         """What `fill` does, for the columns of typed rows that were read loosely."""
