@@ -290,12 +290,17 @@ class AnomalyDetector:
     def _known_slots(self, rows: Predictions | Outcomes, batch: Batch, new_bytes: list[int]) -> Ints:
         """The slot of each row, −2 − n for one that is not there yet; its bytes are added to ``new_bytes``."""
         pairs = rows.layout * len(PURPOSES) + rows.purpose
-        slots = np.zeros(len(batch.layouts) * len(PURPOSES), np.int64)
-        for pair in np.flatnonzero(np.bincount(pairs)).tolist():
+        there = np.flatnonzero(np.bincount(pairs))
+        found: list[int] = []
+        for pair in there.tolist():
             layout, purpose = batch.layouts[pair // len(PURPOSES)], PURPOSES[pair % len(PURPOSES)]
-            slots[pair] = self._state.by_key.get((layout.tenant, layout.model, purpose), -2 - len(new_bytes))
-            if slots[pair] < 0:
+            slot = self._state.by_key.get((layout.tenant, layout.model, purpose))
+            if slot is None:
+                slot = -2 - len(new_bytes)
                 new_bytes.append(slot_bytes(self._profile(layout)))
+            found.append(slot)
+        slots = np.zeros(len(batch.layouts) * len(PURPOSES), np.int64)
+        slots[there] = found
         of_rows: Ints = slots[pairs]
         return of_rows
 

@@ -44,7 +44,7 @@ from errata_services.bootstrap import publish_tables
 
 OTHER = "other"
 HOUR_US = 60 * MINUTE_US
-MB_OF_IDS = 6  # of one partition
+MB_OF_IDS = 4  # of one partition
 
 
 def put(**fields: Any) -> Callable[[Event], None]:

@@ -25,7 +25,7 @@ from errata.domain.detection.latency_limit import LatencyLimit
 from errata.domain.detection.latency_shift import LatencyShift
 from errata.domain.detection.missing_values import MissingValues
 from errata.domain.detection.policy_violation import PolicyViolation
-from errata.domain.detection.runs import runs
+from errata.domain.detection.runs import order_of, runs
 from errata.domain.detection.shares import Reached, reached
 from errata.domain.detection.state import (
     SAMPLE_LIMIT,
@@ -199,7 +199,7 @@ class _Run:
     def _segment(self, low: int, high: int, outcome_low: int, outcome_high: int) -> None:
         rows = np.flatnonzero(self.keep[low:high]) + low
         if len(rows):
-            order = np.argsort(self.slots[rows], kind="stable")
+            order = order_of(self.slots[rows])
             self._lateness(rows[order])
             live = rows[~self.late[rows]]
             self._waves(live, low, high)
@@ -226,12 +226,12 @@ class _Run:
         fixed[slots[starts], at.EVENTS] += lengths
         fixed[slots[starts], at.LATE] += late
         self.out.late += int(late.sum())
-        self.out.touched.update(int(s) for s in slots[starts])
+        self.out.touched.update(slots[starts].tolist())
 
     def _waves(self, live: Ints, low: int, high: int) -> None:
         """Cut the live rows of a segment at window ends and judge wave by wave."""
         state = self.state
-        order = np.argsort(self.slots[live], kind="stable")
+        order = order_of(self.slots[live])
         rows = live[order]
         slots = self.slots[rows]
         starts, lengths = runs(slots)
@@ -389,7 +389,8 @@ class _Run:
         if not len(slot):
             return
         record = np.concatenate([p.record[inline], o.record[carried]])
-        order = np.lexsort((record, slot))
+        order = np.argsort(record, kind="stable")
+        order = order[order_of(slot[order])]
         source = np.concatenate([inline, ~carried])[order]  # ~i: row i of the outcomes
         slot, record = slot[order], record[order]
         starts, lengths = runs(slot)
