@@ -62,6 +62,7 @@ from errata.domain.columns import (
     Tick,
     Violation,
 )
+from errata.domain.detection.runs import order_of
 from errata.domain.hashing import id_hashes, seed_of
 from errata.domain.instants import instants_us
 from errata.domain.layouts import compile_layout
@@ -718,7 +719,7 @@ class _PredictionColumns:
         """The columns of the rows in ``keep``, in receipt order. Partitions and offsets are of all records."""
         record = self.record
         rows = np.flatnonzero(keep)
-        rows = rows[np.argsort(record[rows])]
+        rows = rows[order_of(record[rows])]
         slots = np.array([plan.slot for plan, _ in self._groups], np.int64)
         slot = np.repeat(slots, np.array([n for _, n in self._groups], np.int64))
         seeds = np.array([plan.seed for plan in plans], np.uint64)[slot]

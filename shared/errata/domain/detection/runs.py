@@ -1,4 +1,4 @@
-"""Runs of equal values in a sorted array: rows of one slot, flags of one counter."""
+"""Rows of one slot and flags of one counter, brought together: a stable order, and runs of equal values in it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,11 +7,11 @@ Ints = NDArray[np.int64]
 
 
 def order_of(numbers: Ints) -> Ints:
-    """The stable order of numbers from 0 on. Of 16 bits they are sorted digit by digit, where there are hundreds of
-    different ones in a quarter of the time.
+    """A stable order of numbers from 0 on. Those of 16 bits are sorted digit by digit, hundreds of different ones in a
+    quarter of the time.
 
-    >>> order_of(np.array([7, 70_000, 7, 0])).tolist()
-    [3, 0, 2, 1]
+    >>> order_of(np.array([7, 3, 7, 0])).tolist(), order_of(np.array([7, 70_000, 7, 0])).tolist()
+    ([3, 1, 0, 2], [3, 0, 2, 1])
     """
     small = len(numbers) > 0 and numbers.max() < 1 << 16
     return np.argsort(numbers.astype(np.uint16) if small else numbers, kind="stable")
