@@ -292,9 +292,10 @@ class AnomalyDetector:
         pairs = rows.layout * len(PURPOSES) + rows.purpose
         there = np.flatnonzero(np.bincount(pairs))
         found: list[int] = []
+        get, layouts, n = self._state.by_key.get, batch.layouts, len(PURPOSES)
         for pair in there.tolist():
-            layout, purpose = batch.layouts[pair // len(PURPOSES)], PURPOSES[pair % len(PURPOSES)]
-            slot = self._state.by_key.get((layout.tenant, layout.model, purpose))
+            layout = layouts[pair // n]
+            slot = get((layout.tenant, layout.model, PURPOSES[pair % n]))
             if slot is None:
                 slot = -2 - len(new_bytes)
                 new_bytes.append(slot_bytes(self._profile(layout)))

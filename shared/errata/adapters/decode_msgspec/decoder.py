@@ -189,8 +189,6 @@ class _Pass:
         predictions = self._predictions.done(self._used, self._partitions, self._offsets, at, received, keep)
         carried = self._outcomes.done(self._records)
         self._leave_out_idle_layouts(predictions, carried)
-        for plan in self._used:
-            plan.slot = -1
         self._refused.sort(key=lambda refusal: refusal.record)
         self._ticks.sort(key=lambda tick: tick.record)
         self._beats.sort(key=lambda beat: beat.record)
@@ -545,7 +543,8 @@ class _PredictionColumns:
         self.other_times: list[tuple[int, str]] = []  # (row, text)
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
         self._indices: list[int] = []
-        self._groups: list[tuple[Plan, int]] = []  # whose the rows are, and how many of each
+        self._slots: list[int] = []  # of the layouts whose the rows are
+        self._sizes: list[int] = []  # how many of each
         self._shapes: list[tuple[Shape, int]] = []  # of their features, and how many rows have it
         self._ids: list[str] = []
         self._prediction_ids: list[str] = []
@@ -590,7 +589,8 @@ class _PredictionColumns:
         columns = dict(zip(waiting.order, zip(*map(astuple, waiting.rows), strict=True), strict=True)).get
         ids, predicted = columns("event_id", absent), columns("prediction", absent)
         self._indices += waiting.indices
-        self._groups += waiting.groups
+        self._slots += [plan.slot for plan, _ in waiting.groups]
+        self._sizes += [n for _, n in waiting.groups]
         self.times += columns("time", absent)
         self._ids += ids
         own = columns("prediction_id", absent)
@@ -720,8 +720,7 @@ class _PredictionColumns:
         record = self.record
         rows = np.flatnonzero(keep)
         rows = rows[order_of(record[rows])]
-        slots = np.array([plan.slot for plan, _ in self._groups], np.int64)
-        slot = np.repeat(slots, np.array([n for _, n in self._groups], np.int64))
+        slot = np.repeat(np.array(self._slots, np.int64), np.array(self._sizes, np.int64))
         seeds = np.array([plan.seed for plan in plans], np.uint64)[slot]
         for row, seed in self._seeds.items():
             seeds[row] = seed

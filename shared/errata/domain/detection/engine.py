@@ -6,6 +6,7 @@ into batches: counts are integers, windows are cut at their exact event, and flo
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -321,25 +322,31 @@ class _Run:
         low = np.flatnonzero(hashes < SAMPLED_BELOW)
         low = low[hashes[low] <= self.state.limits[slots[low], SAMPLE_LIMIT]]  # of many models these are few
         chosen = low[best(slots[low], hashes[low])]
-        places = zip(rows[chosen].tolist(), hashes[chosen].tolist(), slots[chosen].tolist(), strict=True)
-        for row, hash_, index in places:
+        for row, index in zip(self._rows(rows[chosen]), slots[chosen].tolist(), strict=True):
             slot = self.state.slot(index)
-            if is_among_smallest(slot.sample, hash_):
-                self.state.hold(slot, self._row(row))
+            if is_among_smallest(slot.sample, row[0]):
+                self.state.hold(slot, row)
 
     def _sample_flags(self, flags: Pairs) -> None:
-        hashes = self.p.id_hash[flags.row]
-        chosen = best(flags.target, hashes)
-        targets = flags.target[chosen].tolist()
-        for i, hash_, target in zip(chosen.tolist(), hashes[chosen].tolist(), targets, strict=True):
-            slot = self.state.slot(int(self.slot_of_counter[target]))
+        chosen = best(flags.target, self.p.id_hash[flags.row])
+        targets = flags.target[chosen]
+        slots = self.slot_of_counter[targets].tolist()
+        for row, index, target in zip(self._rows(flags.row[chosen]), slots, targets.tolist(), strict=True):
+            slot = self.state.slot(index)
             held = slot.counter_samples.setdefault(target - slot.counter_base, [])
-            if is_among_smallest(held, hash_):
-                hold(held, self._row(int(flags.row[i])))
+            if is_among_smallest(held, row[0]):
+                hold(held, row)
 
     def _row(self, row: int) -> Sampled:
         p = self.p
         return int(p.id_hash[row]), PREDICTIONS, int(p.partition[row]), int(p.offset[row]), p.prediction_ids[row]
+
+    def _rows(self, rows: Ints) -> Iterator[Sampled]:
+        """As `_row`, of many at once, which costs a fraction for each."""
+        p = self.p
+        places = p.partition[rows].tolist(), p.offset[rows].tolist()
+        ids = map(p.prediction_ids.__getitem__, rows.tolist())
+        return zip(p.id_hash[rows].tolist(), repeat(PREDICTIONS), *places, ids, strict=False)
 
     def _close(self, end: Ended, judged: bool = True) -> None:
         """End a slot's window of predictions: note what fired, keep controls of a quiet one, start the next."""
