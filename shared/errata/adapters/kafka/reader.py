@@ -57,6 +57,8 @@ class Readers(OfOneProcess):
         self.check_process()
         answer_s = min(ANSWER_TIMEOUT_S, timeout_s)
         target = latest_offsets(self._connection, self._admin, [place], answer_s)[place]
+        if offset >= target:
+            return
         start = max(offset, earliest_offsets(self._connection, self._admin, [place], answer_s)[place])
         if start >= target:
             return
