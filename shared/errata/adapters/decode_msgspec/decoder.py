@@ -634,7 +634,7 @@ class _PredictionColumns:
         categories: list[Any] = []
         others: list[Any] = []
         end = 0
-        for _, together in groupby(waiting.groups, _loose_or_shape if typed else _shape):
+        for _, together in groupby(waiting.groups, _loose_or_shape_of if typed else _shape_of):
             whose, sizes = zip(*together, strict=True)
             plan, start, end = whose[0], end, end + sum(sizes)
             shape = plan.shape
@@ -800,11 +800,11 @@ def _slot(row: tuple[Plan, int, Any]) -> int:
     return row[0].slot
 
 
-def _shape(group: tuple[Plan, int]) -> Shape:
+def _shape_of(group: tuple[Plan, int]) -> Shape:
     return group[0].shape
 
 
-def _loose_or_shape(group: tuple[Plan, int]) -> Plan | Shape:
+def _loose_or_shape_of(group: tuple[Plan, int]) -> Plan | Shape:
     """A plan whose features are read loosely has its columns to itself."""
     return group[0] if group[0].loose else group[0].shape
 

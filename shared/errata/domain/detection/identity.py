@@ -56,7 +56,7 @@ class IdTable:
     """Finds ids among the first so many of ``ids``, thousands at once: open addressing in one array of ``entries``.
 
     An entry is half as large as an id: it holds a part of it, and where the rest can be compared. With the ids a
-    fifteenth of the memory of a Python set, and a third of its time, most of which is waiting for memory.
+    quarter of the memory of a Python set, and a third of its time, most of which is waiting for memory.
 
     >>> ids = np.array([7, 7 + PLACES, 8], np.uint64)
     >>> table = IdTable(ids, np.zeros(PLACES, ENTRY))
