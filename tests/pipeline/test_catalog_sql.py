@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from tests.pipeline.case_builder import blank_catalogue, tagged
 
 from errata.adapters.sql import SqlCatalogue
 from errata.adapters.sql import catalogue as sql_module
+from errata.adapters.sql.databases import WRITES, open_engine
 from errata.errors import Misconfigured
 
 
@@ -61,6 +63,26 @@ def test_the_schema_in_the_code_is_the_newest_script() -> None:
     scripts = ScriptDirectory.from_config(config)
     assert scripts.get_heads() == [sql_module.SCHEMA]
     assert sorted(script.revision for script in scripts.walk_revisions()) == list(sql_module.SCHEMAS)
+
+
+def test_two_that_open_a_new_file_at_once_both_can(tmp_path: Path) -> None:
+    """The first turns the file to WAL, which SQLite refuses the other meanwhile: every sixth time, if nobody waits."""
+    together = Barrier(2)
+
+    def journal_of(engine: sa.Engine) -> str:
+        together.wait()
+        with engine.connect() as connection:
+            connection = connection.execution_options(**{WRITES: True})
+            connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS mine (id INTEGER)")
+            connection.commit()
+            return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+
+    with ThreadPoolExecutor(2) as pool:
+        for turn in range(60):
+            both = [open_engine(f"sqlite:///{tmp_path / f'{turn}.sqlite'}", "test", 30.0) for _ in range(2)]
+            assert list(pool.map(journal_of, both)) == ["wal", "wal"]
+            for engine in both:
+                engine.dispose()
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where SQLite and PostgreSQL part: how each is opened, what its writes and migrations wait for, who may do what."""
 
+import sqlite3
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ IDLE_TIMEOUT_S = 60  # in a transaction: a frozen writer must not hold its rows 
 MIGRATION_LOCK_TIMEOUT_S = 300
 _MIGRATION_LOCK = 0x6572726174610001  # ours alone, in the database that is migrated
 _OLDEST_POSTGRESQL = 13
+_TURNS_TO_WAL = 100  # two meet once or twice: each waits for the other, and one of them has turned it then
 
 _URL = "catalogue url: write one that begins with sqlite: or postgresql:"
 _PSYCOPG = "postgresql+psycopg"
@@ -148,13 +150,9 @@ def _sqlite(url: sa.URL, busy_timeout_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # the driver's own BEGIN leaves DDL and reads outside of transactions
-        for pragma in (
-            f"busy_timeout={int(busy_timeout_s * 1000)}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "case_sensitive_like=ON",  # as PostgreSQL's
-        ):
+        connection.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}").close()
+        _write_ahead(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "case_sensitive_like=ON"):  # the last as PostgreSQL's
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
@@ -162,3 +160,20 @@ def _sqlite(url: sa.URL, busy_timeout_s: float) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(WRITES) else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn a database to WAL, once and for all; where somebody else has it open meanwhile, wait as a BEGIN would.
+
+    SQLite refuses this change at once, without waiting: of two that open a new file together one was told that it
+    is locked. So whoever is refused waits for the file to be free, by a transaction of its own, and asks again.
+    """
+    for turn in range(1, _TURNS_TO_WAL + 1):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or turn == _TURNS_TO_WAL:
+                raise
+        connection.execute("BEGIN EXCLUSIVE").close()
+        connection.execute("COMMIT").close()
