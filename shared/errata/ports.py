@@ -53,6 +53,11 @@ class Records(Sequence[Record]):
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
 
+    def extend(self, more: "Records") -> None:
+        """Only where the columns of this one are lists."""
+        for mine, theirs in zip(self.columns, more.columns, strict=True):
+            cast(list[Any], mine).extend(theirs)
+
     def __len__(self) -> int:
         return len(self.columns[0])
 

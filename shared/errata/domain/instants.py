@@ -29,15 +29,18 @@ def instants_us(texts: Sequence[str]) -> tuple[Ints, NDArray[np.bool_]]:
     """
     if not len(texts):
         return np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    if lengths.max() > _LONGEST:  # one absurd text must not widen the table for all
+    sizes = set(map(len, texts))
+    if max(sizes) > _LONGEST:  # one absurd text must not widen the table for all
         return _one_by_one(texts)
-    bytes_ = byte_rows(texts, _WORD, bool((lengths == lengths[0]).all()))
-    zulu = bytes_[np.arange(len(texts)), lengths - 1] == ord("Z")
-    forms = lengths * 2 + zulu
+    bytes_ = byte_rows(texts, _WORD, len(sizes) == 1)
     words = np.ascontiguousarray(bytes_.view("<u8").astype(np.uint64, copy=False).T)
-    if (forms == forms[0]).all():
-        return _of_one_form(words, int(lengths[0]), bool(zulu[0]))
+    if len(sizes) == 1:
+        length = sizes.pop()
+        ends = bytes_[:, length - 1] == ord("Z")
+        if (ends == ends[0]).all():
+            return _of_one_form(words, length, bool(ends[0]))
+    lengths = np.array(list(map(len, texts)), np.int64)
+    forms = lengths * 2 + (bytes_[np.arange(len(texts)), lengths - 1] == ord("Z"))
     at = np.zeros(len(texts), np.int64)
     good = np.zeros(len(texts), np.bool_)
     for form in np.unique(forms):
@@ -101,12 +104,10 @@ def _of_one_form(words: NDArray[np.uint64], length: int, zulu: bool) -> tuple[In
     wrong = ((figures + (_SIX & form.digits)) | figures) & _HIGH | plain & form.marks
     good: NDArray[np.bool_] = np.bitwise_or.reduce(wrong) == 0
     columns = figures.astype(np.int64)
-    year, month, day, hour, minute, second = (
-        _whole(columns, places) for places in (_YEAR, _MONTH, _DAY, _HOUR, _MINUTE, _SECOND)
-    )
+    hour, minute, second = (_whole(columns, places) for places in (_HOUR, _MINUTE, _SECOND))
     us = _whole(columns, range(20, 20 + form.fraction)) * 10 ** (6 - form.fraction)
-    if (words[0] == words[0, 0]).all() and (words[1] & _DATE == words[1, 0] & _DATE).all():
-        year, month, day = year[:1], month[:1], day[:1]  # the usual case: one date serves all rows
+    one_date = (words[0] == words[0, 0]).all() and (words[1] & _DATE == words[1, 0] & _DATE).all()  # the usual case
+    year, month, day = (_whole(columns[:, :1] if one_date else columns, places) for places in (_YEAR, _MONTH, _DAY))
     month, day = np.minimum(month, 15), np.minimum(day, 99)  # as rows that are no times may not leave the tables
     leap = (month == 2) & (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
     good &= (year >= 1) & (day >= 1) & (day <= _DAYS[month] + leap)

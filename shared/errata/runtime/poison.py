@@ -5,7 +5,8 @@ restart. What is then read is counted anew, so that a partition that is still ba
 partition that moves to another member begins anew there too. Nothing is lost: the log keeps what is not read.
 """
 
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
@@ -46,9 +47,9 @@ class PoisonGuard:
         """The offset of the last record that may be taken of each place that has too many dead letters with this batch.
         Changes nothing that counts."""
         self._pending, self._tripped = None, {}
-        refused: dict[TopicPartition, set[int]] = {}
+        refused: dict[TopicPartition, set[int]] = defaultdict(set)
         for one in dead:
-            refused.setdefault((one.record.topic, one.record.partition), set()).add(one.record.offset)
+            refused[one.record.topic, one.record.partition].add(one.record.offset)
         if not refused:
             return {}
         offsets = columns_of(records)[2]
@@ -58,8 +59,7 @@ class PoisonGuard:
         last: dict[TopicPartition, int] = {}
         self._pending = {}
         for place, numbers in of_place.items():
-            marked = refused.get(place, ())
-            indices = [index for index, offset in enumerate(numbers) if offset in marked] if marked else []
+            indices = [bisect_left(numbers, offset) for offset in sorted(refused.get(place, ()))]  # offsets ascend
             count = self._counts.get(place, PlaceCount())
             trip: Trip | None
             self._pending[place], trip = count.after(len(numbers), indices)

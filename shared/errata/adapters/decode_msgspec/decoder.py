@@ -120,13 +120,13 @@ class MsgspecDecoder:
             self.form = grown
             self._plans.clear()
 
-    def plan(self, key: bytes, layout: Layout | None, tenant: str, model: str, raw: bytes | None) -> Plan:
+    def plan(self, key: bytes, layout: Layout | None, raw: bytes | None, tenant: str, model: str) -> Plan:
         """The plan of ``layout``, made anew when the layout is another one than last time, when ``raw`` is the
         first event to show in which order its features come, or when features are to be read loosely."""
         plan = self._plans.get(key)
         if plan is not None and plan.given is not layout:
             plan = None
-        if plan is not None and plan.learnt and not plan.broken:
+        if plan is not None and plan.settled:
             return plan
         loose: frozenset[str] = plan.loose if plan else frozenset()
         if plan and plan.broken:
@@ -235,7 +235,7 @@ class _Pass:
         raws = [self._values[index] for index in indices]
         plan = self._plans.get(key)
         if plan is None and key is not None and (layout := self._given.get(key)) is not None:
-            plan = self._use(key, layout, layout.tenant, layout.model, raws[0])
+            plan = self._use(key, layout, raws[0])
         if plan is None or plan.decode is None:
             for index, raw in zip(indices, raws, strict=True):
                 self._slow(index, raw, _IN_FEATURES)
@@ -317,11 +317,11 @@ class _Pass:
         key = model_key(tenant, model)
         if self._records[index].key != key:
             self._misplaced.add(index)
-        return self._plans.get(key) or self._use(key, self._given.get(key), tenant, model, None)
+        return self._plans.get(key) or self._use(key, self._given.get(key), None, tenant, model)
 
-    def _use(self, key: bytes, layout: Layout | None, tenant: str, model: str, raw: bytes | None) -> Plan:
-        """The plan of a model that occurs for the first time in the batch."""
-        plan = self._plans[key] = self._decoder.plan(key, layout, tenant, model, raw)
+    def _use(self, key: bytes, layout: Layout | None, raw: bytes | None, tenant: str = "", model: str = "") -> Plan:
+        """The plan of a model that occurs for the first time in the batch; a layout says itself whose it is."""
+        plan = self._plans[key] = self._decoder.plan(key, layout, raw, tenant, model)
         plan.slot, plan.rows = len(self._layouts), 0
         self._layouts.append(plan.layout)
         self._used.append(plan)

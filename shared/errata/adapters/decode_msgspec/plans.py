@@ -298,41 +298,43 @@ class Plan:
         contract = layout.contract
         features = contract.features if contract else {}
         output = contract.output if contract else None
-        self.layout = layout
-        self.slot = -1  # index in the layouts of the batch at hand
-        self.loose = loose
-        self.rows = 0  # of the batch at hand, and how many of them break a feature's type
-        self.broken: Counter[str] = Counter()
-        self.given: Layout | None = layout  # None: nobody described the model
-        self.seed = seed_of(key, layout.tenant, layout.model, PREDICTION_TYPE)
-        self.outcome_seed = seed_of(key, layout.tenant, "", OUTCOME_TYPE)
-        self.learnt = seen is not None
         kinds = [
             arranged(names, [name for name in seen or () if name in names])
             for names in (layout.numbers, layout.categories, layout.others)
         ]
-        self.names: tuple[str, ...] = tuple(name for names in kinds for name in names)
+        codes = dict(zip(layout.categories, layout.codes, strict=True))
+        # What every batch asks comes first, side by side: for hundreds of models most of it is waiting for memory.
+        self.given: Layout | None = layout  # None: nobody described the model
+        self.settled = self.learnt = seen is not None  # settled: nothing is to be learnt or loosened
+        self.decode: Callable[[bytes], Any] | None = None
+        self.layout = layout
+        self.slot = -1  # index in the layouts of the batch at hand
+        self.rows = 0  # of the batch at hand
         self.shape = _shape(
             *(
                 tuple(map(names.index, given))
                 for names, given in zip(kinds, (layout.numbers, layout.categories, layout.others), strict=True)
             )
         )
+        self.loose = loose
+        self.output = output.type if output else None
+        self.judges = self.output in (None, "class")  # an outcome of a class is right or wrong
+        self.is_class = self.output == "class"
+        self.predicted = self._predicted()
+        self.cells_of = [_lookup((*codes[name].items(), (UNUSABLE, UNUSABLE_CODE))) for name in kinds[1]]
+        self.seed = seed_of(key, layout.tenant, layout.model, PREDICTION_TYPE)
+
+        self.broken: Counter[str] = Counter()  # how many rows of the batch at hand break the type of a feature
+        self.outcome_seed = seed_of(key, layout.tenant, "", OUTCOME_TYPE)
+        self.names: tuple[str, ...] = tuple(name for names in kinds for name in names)
         self.known = frozenset(self.names)
         self.kinds = tuple(features[name].type for name in self.names)
         self.easy, self.easy_typed = (
             tuple(easy.get(kind, frozenset()) for kind in self.kinds) for easy in (_EASY, _EASY_TYPED)
         )
         self.absent: tuple[Any, ...] = (None,) * len(self.names)
-        codes = dict(zip(layout.categories, layout.codes, strict=True))
-        self.cells_of = [_lookup((*codes[name].items(), (UNUSABLE, UNUSABLE_CODE))) for name in kinds[1]]
         self.other_cells = [cells.other if isinstance(cells, OpenCells) else float("nan") for cells in layout.codes]
-        self.output = output.type if output else None
         self.score_names = frozenset(output.classes) if output and output.type == "class" and output.classes else None
-        self.is_class = self.output == "class"
-        self.judges = self.output in (None, "class")  # an outcome of a class is right or wrong
-        self.predicted = self._predicted()
-        self.decode: Callable[[bytes], Any] | None = None
         self._decode_any: Callable[[bytes], Any] | None = None
         self._form = form
         if contract and len(self.names) <= MAX_FEATURES and all(map(_can_be_field, self.names)):
@@ -433,6 +435,7 @@ class Plan:
     def _unusable(self, at: int) -> Any:
         """What stands for a value of feature ``at`` whose type is wrong."""
         self.broken[self.names[at]] += 1
+        self.settled = False
         return UNUSABLE_NUMBER if at < self.shape.numbers else UNUSABLE
 
     def check_loose(self, columns: list[Sequence[Any]], indices: Sequence[int], found_in: dict[int, Found]) -> None:
@@ -455,6 +458,7 @@ class Plan:
     def broken_often(self, least: int, one_in: int) -> frozenset[str]:
         """Features whose type many rows of the last batch broke; counting begins anew."""
         broken, self.broken = self.broken, Counter()
+        self.settled = self.learnt
         return frozenset(name for name, n in broken.items() if n >= least and n * one_in >= self.rows)
 
     def _extra(self, given: Mapping[str, Any], found: Found) -> None:

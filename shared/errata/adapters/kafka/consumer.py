@@ -17,6 +17,7 @@ from errata.ports import TopicPartition as Place
 
 LEAVE_TIMEOUT_S = 3.0
 LEAVE_POLL_S = 0.02
+PIECE = 500  # messages that are alive at once: more would leave no cache for what they hold
 
 
 MissingOffsets = Literal["refuse", "earliest"]
@@ -165,13 +166,20 @@ class KafkaConsumer(OfOneProcess):
         if first is None:
             return []
         self._given_up.clear()  # before the first record came: nothing of it is in this batch
-        messages = [first]
-        if most > 1:
-            messages += client.consume(most - 1, 0)
+        records = self._records([first])
+        asked = got = 1
+        while got == asked and len(records) < most:
+            asked = min(PIECE, most - len(records))
+            messages = client.consume(asked, 0)
+            got = len(messages)
+            records.extend(self._records(messages))
+            del messages  # the next are made where these were
+        return self._still_ours(records) if self._given_up else records
+
+    def _records(self, messages: list[Any]) -> Records:
         if any(map(Message.error, messages)):  # an error is true; not to be compared with None, which it fails at
             messages = self._without_errors(messages)
-        records = records_of(messages, self._bare)
-        return self._still_ours(records) if self._given_up else records
+        return records_of(messages, self._bare)
 
     def _without_errors(self, messages: Sequence[Any]) -> list[Any]:
         for message in messages:
@@ -270,15 +278,17 @@ _FIELDS: tuple[Callable[[Any], Any], ...] = (
 
 def records_of(messages: Sequence[Message], bare: Mapping[str, str]) -> Records:
     """Messages without errors as records. A hot path: field by field, each in one call for all."""
-    topics, partitions, offsets, times, keys, values, given = (map(field, messages) for field in _FIELDS)
+    topics, partitions, offsets, times, keys, values, given = (list(map(field, messages)) for field in _FIELDS)
+    n = len(messages)
+    of_one = n > 0 and topics.count(topics[0]) == n
     return Records((
-        list(map(bare.__getitem__, topics)),
-        list(partitions),
-        list(offsets),
+        [bare[topics[0]]] * n if of_one else [bare[topic] for topic in topics],
+        partitions,
+        offsets,
         [time_ms * 1_000 for _, time_ms in times],
-        list(keys),
-        list(values),
-        [_headers(one) if one else () for one in given],
+        keys,
+        values,
+        [_headers(one) if one else () for one in given] if any(given) else [()] * n,
     ))  # fmt: skip
 
 
