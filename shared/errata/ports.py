@@ -54,7 +54,13 @@ class Records(Sequence[Record]):
         self.columns = columns
 
     def extend(self, more: "Records") -> None:
-        """Only where the columns of this one are lists."""
+        """Put others behind these, whose columns must be lists.
+
+        >>> records = Records((["a"], [0], [7], [1], [None], [b"x"], [()]))
+        >>> records.extend(records[:])
+        >>> [record.offset for record in records]
+        [7, 7]
+        """
         for mine, theirs in zip(self.columns, more.columns, strict=True):
             cast(list[Any], mine).extend(theirs)
 

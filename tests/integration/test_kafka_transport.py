@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport, apply_topics
 from errata.adapters.kafka import reader as reader_module
 from errata.adapters.kafka.connection import Connection
+from errata.adapters.kafka.consumer import PIECE
 from errata.adapters.kafka.instances import fence
 from errata.contracts.topics import DAY_S, Topic
 from errata.errors import ErrataError, Fenced, HangingTransaction, Misconfigured, StateDamaged, Unavailable
@@ -163,6 +164,22 @@ def test_a_poll_gives_at_most_what_was_asked_and_does_not_wait_to_fill(place: Pl
     rest = member.poll(1_000, 30.0)
     assert monotonic() - begun_s < 15.0
     assert texts(rest) == [str(number) for number in range(4, 4 + len(rest))]
+
+
+def test_what_takes_several_pieces_is_what_was_asked_for_of_two_topics(place: Place) -> None:
+    transport = place.transport()
+    write(transport, *(f"log {number}" for number in range(700)))
+    write(transport, *(f"state {number}" for number in range(700)), topic="state")
+    member = transport.consumer("group", "log", instance="0", side_inputs=["state"])
+    came: list[Record] = []
+    for most in (1, PIECE, PIECE + 1):
+        records = drain(member, most)
+        assert len(records) == most
+        came += records
+    came += drain(member, 1_400 - len(came))
+    for topic in ("log", "state"):
+        assert texts(one for one in came if one.topic == topic) == [f"{topic} {number}" for number in range(700)]
+    assert {one.headers for one in came} == {()}
 
 
 def test_names_at_the_broker_carry_the_prefix_and_records_do_not(place: Place) -> None:
