@@ -8,7 +8,7 @@ from errata.ports import Record
 BARE = {"mine.a": "a", "mine.b": "b"}
 
 
-def message(topic: str, offset: int, headers: list[tuple[str, bytes | None]] | None = None) -> Message:
+def message(topic: str, offset: int, headers: list[tuple[str, str | bytes | None]] | None = None) -> Message:
     value = None if offset == 0 else b"v%d" % offset
     return Message(topic=topic, partition=3, offset=offset, key=b"k", value=value, headers=headers, timestamp=(1, 5))
 
