@@ -35,6 +35,8 @@ def vector(texts: list[str]) -> list[int | None]:
 @given(st.lists(st.one_of(_TEXTS, st.text(alphabet="0123456789-:TZ.+ é", max_size=36)), max_size=12))
 @example(["2026-01-05T12:00:00Z", "2026-01-05T12:00:00.5Z", "xxxx-01-05T12:00:00Z"])
 @example(["xxxx-01-05T12:00:00Z", "xxxx-01-05T12:00:00Z"])
+@example(["2026-01-05T12:00:00.1234Z", "2026-01-05T12:00:00+01:00"])  # equally long, and of two forms
+@example(["2026-01-05T12:00:00+01:00", "2026-01-05T12:00:00.1234Z"])
 def test_as_the_scalar_rule(texts: list[str]) -> None:
     assert vector(texts) == [scalar(text) for text in texts]
 
