@@ -139,6 +139,41 @@ def test_a_change_is_parsed_or_refused_alike() -> None:
         assert by_contract(parse_change, dumps(change | fault))[:2] == expected
 
 
+@pytest.mark.parametrize(
+    "text",
+    [b"plain", b"\xff", b"\\ud83d\\ude00", b"\\ud800", b"\\u0000", b"\\q"],
+    ids=["plain", "no UTF-8", "pair", "lone", "NUL", "q"],
+)
+def test_an_event_cut_off_at_any_byte_gets_the_same_verdict(text: bytes) -> None:
+    """Also inside a number, which msgspec words in another way, and behind what is to be refused for itself."""
+    whole = dumps(
+        prediction(source="SOURCE", features={"amount": -1.25e-7, "note": "n"}, confidence=0.5, latency_ms=12)
+    )
+    raw = whole.replace(b"SOURCE", text)
+    cuts = [raw[:end] for end in range(len(raw) + 1)]
+    told = verdicts(decode(*cuts), len(cuts))
+    assert told == [by_contract(parse_prediction, cut) for cut in cuts]
+    assert {verdict[0] for verdict in told[:-1]} == {"decode"}
+
+
+_NUMBERS = (
+    "- 1. 1.e5 .5 -.5 +1 01 -01 1e 1e+ 1.5e- 0x1 1_0 --1 1-1 1.2.3 -0 1e999 -1e999 1e-999 1E+5 NaN Infinity -Infinity"
+)
+
+
+@pytest.mark.parametrize("number", [*_NUMBERS.split(), "1 1", *("9" * n for n in (19, 30, 400, 5_000))])
+def test_odd_numbers_get_the_same_verdict(number: str) -> None:
+    """What is a number to Python and none to msgspec, or the other way round, must not be told as no JSON."""
+    whole = dumps(prediction(confidence=0.25, features={"amount": 0.25}, x=[0.25]))
+    for nth in range(3):
+        head, _, tail = whole.partition(b"0.25")
+        for _ in range(nth):
+            more, _, tail = tail.partition(b"0.25")
+            head += b"1" + more
+        raw = head + number.encode() + tail
+        assert by_decoder(raw) == by_contract(parse_prediction, raw), raw
+
+
 _VALUES = st.one_of(
     st.none(),
     st.booleans(),

@@ -7,7 +7,7 @@ grow with the number of models.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +58,7 @@ class Layout:
         return self.numbers + self.categories + self.others
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(NamedTuple):
     """Row ``row`` of the columns breaks the contract: ``reason`` is ``type`` or ``extra`` for features,
     ``invalid_output`` for scores; what can be seen in columns (range, missing, unseen) is found there."""
 
@@ -142,8 +141,7 @@ class Beat:
     time_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     record: int
     refusal: Refused
 

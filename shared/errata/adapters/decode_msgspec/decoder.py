@@ -23,11 +23,10 @@ from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 from errata.adapters.decode_msgspec.envelope import (
+    evident_refusal,
     has_hidden_faults,
     read_outcome,
     read_prediction,
-    refuse_nameless,
-    refuse_truncated,
 )
 from errata.adapters.decode_msgspec.plans import (
     FIELDS,
@@ -268,8 +267,9 @@ class _Pass:
                 rows: list[Any] = []
                 indices: list[int] = []
                 for index, raw, fault in failed[start : start + CHUNK]:
-                    row = self._of_other_types(plan, index, raw, fault)
-                    if row is None:
+                    if (refusal := evident_refusal(fault, raw)) is not None:
+                        self._refused.append(Refusal(index, refusal))
+                    elif (row := self._of_other_types(plan, index, raw, fault)) is None:
                         self._slow(index, raw, fault)
                     else:
                         rows.append(row)
@@ -349,8 +349,6 @@ class _Pass:
             self._flush_open()
 
     def _row(self, index: int, raw: bytes, fault: str) -> Any:
-        refuse_truncated(fault, raw)
-        refuse_nameless(fault, raw)
         missed = self._decoder.form.is_to_learn(fault)
         if (missed or _IN_FEATURES in fault) and len(raw) <= MAX_BYTES and _NUL not in raw:
             try:

@@ -5,7 +5,6 @@ checks to the published contract.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, get_args
 
 import msgspec
@@ -22,7 +21,7 @@ from errata.contracts.refusals import (
     schema_refusal,
 )
 from errata.contracts.strict import MAX_BYTES, MAX_DEPTH, MAX_VECTOR, instant_us
-from errata.errors import RefusedDecode
+from errata.errors import Refused, RefusedDecode, RefusedSchema
 
 Check = Callable[[Any], str | None]
 
@@ -31,6 +30,10 @@ _ZEROS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(" ") for 
 _LONG_INTEGER = (
     b"0" * 19
 )  # nineteen digits in a row, once each digit is a zero: an eighth of a regular expression's time
+_NO_JSON = "Input data was truncated", "JSON is malformed: invalid number"  # as msgspec words it, and so the next
+_NAMELESS = "Object missing required field `event_id`"
+_SEND_JSON = "not JSON; send one JSON object"
+_NO_ID = schema_refusal("/event_id", {}).message
 _decode = msgspec.json.Decoder().decode
 _pass_over = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -246,7 +249,8 @@ def _read(raw: bytes, model: type[Message]) -> dict[str, Any]:
     try:
         document = _decode(raw)
     except msgspec.DecodeError as error:
-        refuse_truncated(str(error), raw)
+        if _is_no_json(str(error), raw):
+            raise RefusedDecode("", _SEND_JSON) from None
         return load(raw, model)
     except (ValueError, RecursionError):
         return load(raw, model)
@@ -259,19 +263,28 @@ def _read(raw: bytes, model: type[Message]) -> dict[str, Any]:
     return document
 
 
-def refuse_truncated(fault: str, raw: bytes) -> None:
-    """Refuse what ends too early, as msgspec found; most of the broken lines there are do."""
-    # A text cut off inside a pair of escapes is "truncated" to msgspec too, and has a place.
-    if fault == "Input data was truncated" and b"\\u" not in raw:
-        raise RefusedDecode("", "not JSON; send one JSON object") from None
-
-
-def refuse_nameless(fault: str, raw: bytes) -> None:
-    """Refuse an event in which a typed decoder misses its id, and nothing else: the first field there is to check."""
-    if fault == "Object missing required field `event_id`" and not has_hidden_faults(raw):
-        with suppress(msgspec.DecodeError):  # more than one object: the typed decoder stopped before the second
+def evident_refusal(fault: str, raw: bytes) -> Refused | None:
+    """The refusal of an event that a typed decoder told all of in ``fault``: cut off, or without its id, as most of the
+    broken lines there are. It is not raised: that would cost as much again as finding it."""
+    if _is_no_json(fault, raw):
+        return RefusedDecode("", _SEND_JSON)
+    # The id is the first field there is to check, so nothing comes before it but what msgspec reads without a word.
+    if fault == _NAMELESS and not has_hidden_faults(raw):
+        try:
             _pass_over(raw)
-            raise schema_refusal("/event_id", {})
+        except msgspec.DecodeError:  # more than one object: the typed decoder stopped before the second
+            return None
+        return RefusedSchema("/event_id", _NO_ID)
+    return None
+
+
+def _is_no_json(fault: str, raw: bytes) -> bool:
+    """Whether what msgspec says of a text is all there is to say: it ends too early, or holds a number that is none.
+
+    One cut off inside a pair of escapes is "truncated" to msgspec too, and has a place; one cut off inside a text was
+    not looked at for UTF-8.
+    """
+    return fault.startswith(_NO_JSON) and raw.isascii() and b"\\u" not in raw
 
 
 def has_hidden_faults(raw: bytes) -> bool:
