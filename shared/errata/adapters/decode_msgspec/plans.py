@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -65,8 +65,11 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A nested object of the envelope; one with a field we do not know is left to the checks."""
 
 
-class Model(_Part):
-    name: Name
+_ModelName = TypeVar("_ModelName")
+
+
+class Model(_Part, Generic[_ModelName]):
+    name: _ModelName
     version: str | None = None
     digest: str | None = None
 
@@ -126,7 +129,7 @@ class OpenOutcome(_Part):
     """An outcome of any model."""
 
     outcome_id: Name
-    model: Model
+    model: Model[Name]
     observed_time: str
     prediction_id: Name | None = None
     value: bool | Number | str | None = None
@@ -148,7 +151,7 @@ class OpenOutcome(_Part):
 _ROW: tuple[tuple[str, Any, Any], ...] = (
     ("event_id", Name, msgspec.NODEFAULT),
     ("time", str, msgspec.NODEFAULT),
-    ("model", Model, msgspec.NODEFAULT),
+    ("model", Model[Name], msgspec.NODEFAULT),
     ("prediction", bool | Number | str | Vector | None, None),
     ("status", Status | None, None),
     ("tenant", Name, "default"),
@@ -180,12 +183,32 @@ FIELDS = tuple(name for name, _, _ in _ROW)
 
 
 def _row_type(name: str, order: Sequence[str], required: Sequence[str] = (), **types: Any) -> Any:
-    """A row type of the fields in ``order``, some of types of their own."""
+    """A row type of the fields in ``order``, some of types of their own; generic in those that are type variables."""
     rows = {field: (field, types.get(field, usual), default) for field, usual, default in _ROW}
     fields = [
         rows[field][:2] if rows[field][2] is msgspec.NODEFAULT or field in required else rows[field] for field in order
     ]
-    return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
+    variables = tuple(one for one in types.values() if isinstance(one, TypeVar))
+    return msgspec.defstruct(
+        name,
+        fields,
+        bases=(msgspec.Struct, Generic) if variables else None,
+        namespace={"__orig_bases__": (msgspec.Struct, Generic[variables])} if variables else None,  # type: ignore[index]
+        kw_only=True,
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+
+
+# What each plan has a type of its own for. All else of a row, and how it is laid out, is the same for all of a form.
+_OF_A_PLAN: dict[str, Any] = {name: TypeVar(name) for name in ("features", "model", "prediction", "scores", "tenant")}
+
+
+@lru_cache(maxsize=8)
+def _rows_of_plans(order: tuple[str, ...], segments: tuple[str, ...] | None, required: tuple[str, ...]) -> Any:
+    """One class of rows for all models: each class is memory to be read again for every few events of a model."""
+    given = {} if segments is None else {"segments": _segments_type(segments)}
+    return _row_type("Row", order, required, **_OF_A_PLAN, **given)
 
 
 def _can_be_field(name: str) -> bool:
@@ -346,19 +369,14 @@ class Plan:
             name: AnyFeature if name in loose else _TYPES[kind]
             for name, kind in zip(self.names, self.kinds, strict=True)
         }
-        model = msgspec.defstruct(
-            "Model",
-            [("name", Literal[layout.model]), ("version", str | None, None), ("digest", str | None, None)],
-            forbid_unknown_fields=True,
-            gc=False,
-        )
-        types: dict[str, Any] = {"features": _struct_of("Features", features), "model": model}
+        types = {field: usual for field, usual, _ in _ROW if field in _OF_A_PLAN}
+        types["features"] = _struct_of("Features", features)
+        types["model"] = Model[Literal[layout.model]]  # type: ignore[name-defined]
         types["tenant"] = Literal[layout.tenant]
-        if form.segments is not None:
-            types["segments"] = _segments_type(form.segments)
         # An event that names no tenant is of tenant "default".
         required = () if layout.tenant == "default" else ("tenant",)
-        return _row_type("Row", form.order, required, **self._output_types(types))
+        rows = _rows_of_plans(form.order, form.segments, required)
+        return rows[tuple(self._output_types(types)[field] for field in _OF_A_PLAN)]
 
     def _output_types(self, types: dict[str, Any]) -> dict[str, Any]:
         if self.output == "class":
