@@ -177,9 +177,12 @@ class _Pass:
 
     def run(self) -> Batch:
         outcomes: list[int] = []
-        for key, indices in self._by_key(outcomes).items():
+        groups = self._by_key(outcomes)
+        plans = {key: self._described(key, indices[0]) for key, indices in groups.items()}
+        for key, plan in sorted(plans.items(), key=_kin):
+            indices = groups[key]
             for start in range(0, len(indices), CHUNK):
-                self._chunk(key, indices[start : start + CHUNK])
+                self._chunk(plan, indices[start : start + CHUNK])
         self._try_again()
         self._flush_open()
         self._predictions.spread()
@@ -229,12 +232,15 @@ class _Pass:
                 found.add(index)
         return found
 
-    def _chunk(self, key: bytes | None, indices: list[int]) -> None:
+    def _described(self, key: bytes | None, index: int) -> Plan | None:
+        """The plan of the model that a key names, None where nobody described it. ``index``: of its first record."""
+        if key is None or (layout := self._given.get(key)) is None:
+            return None
+        return self._use(key, layout, self._values[index])
+
+    def _chunk(self, plan: Plan | None, indices: list[int]) -> None:
         """Records of one key: decoded and made columns while what they hold is in the cache."""
         raws = [self._values[index] for index in indices]
-        plan = self._plans.get(key)
-        if plan is None and key is not None and (layout := self._given.get(key)) is not None:
-            plan = self._use(key, layout, raws[0])
         if plan is None or plan.decode is None:
             for index, raw in zip(indices, raws, strict=True):
                 self._slow(index, raw, _IN_FEATURES)
@@ -792,6 +798,11 @@ class _OutcomeColumns:
             prediction_ids=self._prediction_ids,
             wrong=wrong.astype(np.int8),
         )
+
+
+def _kin(group: tuple[bytes | None, Plan | None]) -> int:
+    _, plan = group
+    return -1 if plan is None else plan.kin
 
 
 def _slot(row: tuple[Plan, int, Any]) -> int:

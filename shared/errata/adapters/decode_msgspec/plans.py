@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from math import nan
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -303,6 +304,14 @@ class Shape:
 
 
 _shape = lru_cache(maxsize=1_024)(Shape)
+_numbers = count()
+
+
+@lru_cache(maxsize=1_024)
+def _kin(*means: object) -> int:
+    """One number for all plans with the same shape and tables: their rows are read one after another, so that they
+    become columns together."""
+    return next(_numbers)
 
 
 class Plan:
@@ -345,6 +354,7 @@ class Plan:
         self.is_class = self.output == "class"
         self.predicted = self._predicted()
         self.cells_of = [_lookup((*codes[name].items(), (UNUSABLE, UNUSABLE_CODE))) for name in kinds[1]]
+        self.kin = _kin(self.shape, self.predicted, *self.cells_of)
         self.seed = seed_of(key, layout.tenant, layout.model, PREDICTION_TYPE)
 
         self.broken: Counter[str] = Counter()  # how many rows of the batch at hand break the type of a feature
