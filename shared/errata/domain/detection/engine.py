@@ -36,7 +36,6 @@ from errata.domain.detection.state import (
     Slot,
     State,
     hold,
-    is_among_smallest,
 )
 from errata.domain.detection.statistics import WINDOW, WINDOW_MIN
 from errata.domain.detection.wave import Detector, Ended, Wave
@@ -322,20 +321,17 @@ class _Run:
         low = np.flatnonzero(hashes < SAMPLED_BELOW)
         low = low[hashes[low] <= self.state.limits[slots[low], SAMPLE_LIMIT]]  # of many models these are few
         chosen = low[best(slots[low], hashes[low])]
-        for row, index in zip(self._rows(rows[chosen]), slots[chosen].tolist(), strict=True):
-            slot = self.state.slot(index)
-            if is_among_smallest(slot.sample, row[0]):
-                self.state.hold(slot, row)
+        self.state.hold(slots[chosen], self._rows(rows[chosen]))
 
     def _sample_flags(self, flags: Pairs) -> None:
         chosen = best(flags.target, self.p.id_hash[flags.row])
         targets = flags.target[chosen]
-        slots = self.slot_of_counter[targets].tolist()
-        for row, index, target in zip(self._rows(flags.row[chosen]), slots, targets.tolist(), strict=True):
-            slot = self.state.slot(index)
-            held = slot.counter_samples.setdefault(target - slot.counter_base, [])
-            if is_among_smallest(held, row[0]):
-                hold(held, row)
+        slots = map(self.state.slot, self.slot_of_counter[targets].tolist())
+        samples = [
+            slot.counter_samples.setdefault(target - slot.counter_base, [])
+            for slot, target in zip(slots, targets.tolist(), strict=True)
+        ]
+        hold(samples, self._rows(flags.row[chosen]))
 
     def _row(self, row: int) -> Sampled:
         p = self.p
@@ -472,12 +468,8 @@ class _Run:
         mine[last + 1] -= 1
         rows = np.flatnonzero(c.wrong & (np.cumsum(mine[:-1]) > 0))
         rows = rows[c.id_hash[rows] <= self.state.limits[c.slot[rows], WRONG_LIMIT]]
-        hashes = c.id_hash[rows]
-        chosen = best(c.slot[rows], hashes)
-        for row, hash_ in zip(rows[chosen].tolist(), hashes[chosen].tolist(), strict=True):
-            slot = self.state.slot(int(c.slot[row]))
-            if is_among_smallest(slot.wrong_sample, hash_):
-                self.state.hold_wrong(slot, c.row(row))
+        rows = rows[best(c.slot[rows], c.id_hash[rows])]
+        self.state.hold_wrong(c.slot[rows], map(c.row, rows.tolist()))
 
     def _end_outcomes(self, slot: Slot, n: int, names: set[str], events: int, c: Labels | None, last: int) -> None:
         mine = self.state.fixed[slot.index]

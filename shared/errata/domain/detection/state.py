@@ -6,7 +6,7 @@ arrays from its base on. What is not numbers (samples by reference, episodes) is
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, TypeVar
@@ -66,23 +66,21 @@ def limit_of(held: Sequence[Sampled]) -> int:
     return LARGEST_HASH if len(held) < SAMPLE else held[-1][0]
 
 
-def is_among_smallest(held: Sequence[Sampled], hash_: int) -> bool:
-    """Whether a row of this hash may belong to a sample."""
-    return hash_ <= limit_of(held)
-
-
-def hold(held: list[Sampled], row: Sampled) -> None:
-    """Put a row into a sample, in place, as `smallest` would.
+def hold(samples: Iterable[list[Sampled]], rows: Iterable[Sampled]) -> None:
+    """Put rows into samples, in place, each into the one beside it, as `smallest` would.
 
     >>> sample = [(n, "t", 0, n, "") for n in range(1, 9)]
-    >>> hold(sample, (0, "t", 0, 0, ""))
+    >>> hold([sample, sample], [(0, "t", 0, 0, ""), (9, "t", 0, 9, "")])
     >>> [row[0] for row in sample]
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    place = bisect_left(held, row)
-    if place == len(held) or held[place] != row:
-        held.insert(place, row)
-        del held[SAMPLE:]
+    for held, row in zip(samples, rows, strict=True):
+        if len(held) == SAMPLE and held[-1] < row:
+            continue
+        place = bisect_left(held, row)
+        if place == len(held) or held[place] != row:
+            held.insert(place, row)
+            del held[SAMPLE:]
 
 
 @dataclass(slots=True)
@@ -176,15 +174,17 @@ class State:
         assert slot is not None
         return slot
 
-    def hold(self, slot: Slot, row: Sampled) -> None:
-        """Put a row into the sample of a slot's open window."""
-        hold(slot.sample, row)
-        self.limits[slot.index, SAMPLE_LIMIT] = limit_of(slot.sample)
+    def hold(self, slots: Ints, rows: Iterable[Sampled]) -> None:
+        """Put rows into the samples of the open windows of slots, each into that of the slot beside it."""
+        samples = [self.slot(index).sample for index in slots.tolist()]
+        hold(samples, rows)
+        self.limits[slots, SAMPLE_LIMIT] = np.array(list(map(limit_of, samples)), np.uint64)
 
-    def hold_wrong(self, slot: Slot, row: Sampled) -> None:
-        """Put a row into the sample of a slot's open window of outcomes."""
-        hold(slot.wrong_sample, row)
-        self.limits[slot.index, WRONG_LIMIT] = limit_of(slot.wrong_sample)
+    def hold_wrong(self, slots: Ints, rows: Iterable[Sampled]) -> None:
+        """As `hold`, of the open windows of outcomes."""
+        samples = [self.slot(index).wrong_sample for index in slots.tolist()]
+        hold(samples, rows)
+        self.limits[slots, WRONG_LIMIT] = np.array(list(map(limit_of, samples)), np.uint64)
 
     def begin_window(self, slot: Slot) -> None:
         slot.sample, slot.counter_samples = [], {}
