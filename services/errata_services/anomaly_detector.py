@@ -6,6 +6,7 @@ Around the pure engine: decoding by the models' layouts, removal of duplicates, 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from typing import Any
 
@@ -31,6 +32,7 @@ from errata.domain.detection.engine import DETECTORS, LABEL_DETECTORS, Engine, J
 from errata.domain.detection.identity import BLOCK, Hashes, SeenIds
 from errata.domain.detection.keeping import BASE_BYTES, Arrivals, Departed, Departures, Keeper, Limits, Reason
 from errata.domain.detection.profile import Profile, compile_profile
+from errata.domain.detection.runs import flatnonzero
 from errata.domain.detection.state import (
     BLOCK_SCHEMA,
     DEPARTED_SCHEMA,
@@ -53,7 +55,7 @@ from errata.runtime.tables import Table
 from errata.runtime.telemetry import NoTelemetry, Telemetry
 
 REKEYED = "errata-rekeyed"  # header of a record that was sent to its place
-MAX_HOMES = 65_536
+MAX_HOMES = 65_536  # models whose partition is kept, and slots whose key is
 IDS, BLOCK_OF_IDS, DEPARTED, SLOT = b"ids", b"ids:", b"departed", b'["slot",'
 VERSIONS = {d.id: d.version for d in DETECTORS} | {d.id: d.version for d in LABEL_DETECTORS}
 CONFIG_HASH = config_hash(
@@ -261,7 +263,7 @@ class AnomalyDetector:
         )
         for rows, of_rows in ((decoded.predictions, slots), (decoded.outcomes, outcome_slots)):
             np.maximum.at(self._state.seen_us, of_rows, rows.record_time_us)
-            judged.touched.update(np.flatnonzero(np.bincount(of_rows)).tolist())
+            judged.touched.update(flatnonzero(np.bincount(of_rows)).tolist())
         if start:
             judged.moves = [(slot, replace(move, record=move.record + start)) for slot, move in judged.moves]
         self.judged.add(judged)
@@ -290,7 +292,7 @@ class AnomalyDetector:
     def _known_slots(self, rows: Predictions | Outcomes, batch: Batch, new_bytes: list[int]) -> Ints:
         """The slot of each row, −2 − n for one that is not there yet; its bytes are added to ``new_bytes``."""
         pairs = rows.layout * len(PURPOSES) + rows.purpose
-        there = np.flatnonzero(np.bincount(pairs))
+        there = flatnonzero(np.bincount(pairs))
         found: list[int] = []
         get, layouts, n = self._state.by_key.get, batch.layouts, len(PURPOSES)
         for pair in there.tolist():
@@ -399,7 +401,7 @@ class AnomalyDetector:
         pairs = rows.layout * len(PURPOSES) + rows.purpose
         slots = np.full(len(batch.layouts) * len(PURPOSES), -1, np.int64)
         new = []
-        for pair in np.flatnonzero(np.bincount(pairs)).tolist():
+        for pair in flatnonzero(np.bincount(pairs)).tolist():
             layout, purpose = batch.layouts[pair // len(PURPOSES)], PURPOSES[pair % len(PURPOSES)]
             slots[pair] = self._state.by_key.get((layout.tenant, layout.model, purpose), -1)
             if slots[pair] < 0:
@@ -426,8 +428,10 @@ class AnomalyDetector:
         misplaced = np.array(decoded.misplaced, np.int64)
         for topic, rows in ((PREDICTIONS, decoded.predictions), (OUTCOMES, decoded.outcomes)):
             homes = np.array([self._home(key, topic) for key in keys], np.int64)
-            astray = (rows.partition != homes[rows.layout]) | np.isin(rows.record, misplaced)
-            for row in np.flatnonzero(astray).tolist():
+            astray = rows.partition != homes[rows.layout]
+            if len(misplaced):
+                astray |= np.isin(rows.record, misplaced)
+            for row in flatnonzero(astray).tolist():
                 index = int(rows.record[row])
                 if all(name != REKEYED for name, _ in batch[index].headers):
                     strays[index] = keys[int(rows.layout[row])]
@@ -449,7 +453,7 @@ class AnomalyDetector:
         partitions = np.concatenate([p.partition, o.partition])
         order = np.argsort(np.concatenate([p.record, o.record]), kind="stable")
         keep = np.ones(len(hashes), np.bool_)
-        for partition in np.flatnonzero(np.bincount(partitions)).tolist():
+        for partition in flatnonzero(np.bincount(partitions)).tolist():
             mine = order[partitions[order] == partition]
             if partition not in self._seen:
                 self._seen[partition] = SeenIds()
@@ -533,4 +537,9 @@ def _hash_of(key: bytes) -> int:
 
 
 def _slot_key(slot: Slot) -> bytes:
-    return canonical(["slot", slot.tenant, slot.model, slot.purpose])
+    return _key_of(slot.tenant, slot.model, slot.purpose)
+
+
+@lru_cache(maxsize=MAX_HOMES)
+def _key_of(tenant: str, model: str, purpose: str) -> bytes:
+    return canonical(["slot", tenant, model, purpose])

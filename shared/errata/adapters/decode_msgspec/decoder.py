@@ -61,7 +61,7 @@ from errata.domain.columns import (
     Tick,
     Violation,
 )
-from errata.domain.detection.runs import order_of
+from errata.domain.detection.runs import flatnonzero, order_of
 from errata.domain.hashing import id_hashes, seed_of
 from errata.domain.instants import instants_us
 from errata.domain.layouts import compile_layout
@@ -401,7 +401,7 @@ class _Pass:
         good[columns.unanswered] = False
         good[[row for row in columns.huge() if self._refusal(int(record[row])) is not None]] = False
         ahead = at - received > MAX_AHEAD_US
-        for row in np.flatnonzero(~good | ahead).tolist():
+        for row in flatnonzero(~good | ahead).tolist():
             index = int(record[row])
             self._found.pop(index, None)
             self._refuse(index, clock_refusal("/time") if good[row] else self._fault(index))
@@ -421,7 +421,7 @@ class _Pass:
 
     def _leave_out_idle_layouts(self, predictions: Predictions, outcomes: Outcomes) -> None:
         """A key may name a model of which no row came: `Batch.layouts` lists the layouts that occur."""
-        occur = np.flatnonzero(np.bincount(np.concatenate([predictions.layout, outcomes.layout])))
+        occur = flatnonzero(np.bincount(np.concatenate([predictions.layout, outcomes.layout])))
         if len(occur) < len(self._layouts):
             predictions.layout = np.searchsorted(occur, predictions.layout)
             outcomes.layout = np.searchsorted(occur, outcomes.layout)
@@ -698,12 +698,12 @@ class _PredictionColumns:
     def huge(self) -> list[int]:
         """Rows with a number that may have been written as an integer of over 64 bits, which the contract refuses."""
         sizes = np.abs(self._cells(0))
-        cells = np.flatnonzero((sizes >= LIMIT) & (sizes < np.inf))
+        cells = flatnonzero((sizes >= LIMIT) & (sizes < np.inf))
         if not len(cells):
             return []
         rows = np.array([n for _, n in self._shapes], np.int64)
         held = rows * np.array([shape.numbers for shape, _ in self._shapes], np.int64)
-        group = np.searchsorted(np.cumsum(held), cells, side="right")
+        group = np.searchsorted(held.cumsum(), cells, side="right")
         found: list[int] = np.unique(_starts(rows)[group] + (cells - _starts(held)[group]) % rows[group]).tolist()
         return found
 
@@ -722,14 +722,14 @@ class _PredictionColumns:
     ) -> Predictions:
         """The columns of the rows in ``keep``, in receipt order. Partitions and offsets are of all records."""
         record = self.record
-        rows = np.flatnonzero(keep)
+        rows = flatnonzero(keep)
         rows = rows[order_of(record[rows])]
         slot = np.repeat(np.array(self._slots, np.int64), np.array(self._sizes, np.int64))
         seeds = np.array([plan.seed for plan in plans], np.uint64)[slot]
         for row, seed in self._seeds.items():
             seeds[row] = seed
         sizes = np.array([n for _, n in self._shapes], np.int64)
-        group = np.repeat(np.arange(len(sizes)), sizes)[rows]
+        group = np.arange(len(sizes)).repeat(sizes)[rows]
         place = rows - _starts(sizes)[group]
         numbers, categories, others = (
             _in_order(self._cells(kind), [shape.places[kind] for shape, _ in self._shapes], sizes, group, place)
@@ -878,9 +878,9 @@ def _in_order(values: Floats, places: Sequence[Ints], sizes: Ints, group: Ints, 
     if not len(values):
         return np.zeros(0)
     widths = np.array(list(map(len, places)), np.int64)
-    columns = np.repeat(_starts(sizes * widths), widths) + np.repeat(sizes, widths) * np.concatenate(places)
+    columns = np.repeat(_starts(sizes * widths), widths) + sizes.repeat(widths) * np.concatenate(places)
     wide = widths[group]
-    end, first_of = np.cumsum(wide), _starts(widths)
+    end, first_of = wide.cumsum(), _starts(widths)
     ordered = np.empty(int(end[-1]) if len(end) else 0)
     for low in range(0, len(group), ROWS):  # temporaries that stay in the cache
         mine = wide[low : low + ROWS]
@@ -893,12 +893,12 @@ def _in_order(values: Floats, places: Sequence[Ints], sizes: Ints, group: Ints, 
 
 def _starts(widths: Ints) -> Ints:
     """Where each row begins in a ragged column, from the widths of the rows."""
-    return np.cumsum(widths) - widths
+    return widths.cumsum() - widths
 
 
 def _fill_other(categories: Floats, start: Ints, slot: Ints, plans: Sequence[Plan]) -> None:
     """Unknown texts of categories without a closed set of values stand in the cell of the rest."""
-    at = np.flatnonzero(np.isnan(categories))
+    at = flatnonzero(np.isnan(categories))
     if not at.size:
         return
     row = np.searchsorted(start, at, side="right") - 1

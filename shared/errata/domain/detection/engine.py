@@ -26,7 +26,7 @@ from errata.domain.detection.latency_limit import LatencyLimit
 from errata.domain.detection.latency_shift import LatencyShift
 from errata.domain.detection.missing_values import MissingValues
 from errata.domain.detection.policy_violation import PolicyViolation
-from errata.domain.detection.runs import order_of, runs
+from errata.domain.detection.runs import flatnonzero, order_of, runs
 from errata.domain.detection.shares import Reached, reached
 from errata.domain.detection.state import (
     SAMPLE_LIMIT,
@@ -189,7 +189,7 @@ class _Run:
             due |= (fixed[:, start] >= 0) & (age >= np.where(
                 fuller | (fixed[:, fill] >= WINDOW_MIN), WINDOW_AGE_US, UNJUDGED_AGE_US
             ))  # fmt: skip
-        for index in np.flatnonzero(due).tolist():
+        for index in flatnonzero(due).tolist():
             slot = self.state.slots[index]
             if slot is not None and slot.partition == tick.partition and slot.purpose != "backfill":
                 yield slot
@@ -197,7 +197,7 @@ class _Run:
     # -- predictions -------------------------------------------------------------------------------------------------
 
     def _segment(self, low: int, high: int, outcome_low: int, outcome_high: int) -> None:
-        rows = np.flatnonzero(self.keep[low:high]) + low
+        rows = flatnonzero(self.keep[low:high]) + low
         if len(rows):
             order = order_of(self.slots[rows])
             self._lateness(rows[order])
@@ -217,7 +217,7 @@ class _Run:
         behind = times < before
         peaks = np.maximum.reduceat(times, starts)
         disordered = np.logical_or.reduceat(behind, starts)
-        for g in np.flatnonzero(disordered):
+        for g in flatnonzero(disordered):
             part = slice(int(starts[g]), int(starts[g] + lengths[g]))
             running = np.maximum.accumulate(np.append(newest[g], times[part]))[:-1]
             self.late[rows[part]] = times[part] < running - LATE_US
@@ -235,7 +235,7 @@ class _Run:
         rows = live[order]
         slots = self.slots[rows]
         starts, lengths = runs(slots)
-        rank = np.arange(len(rows)) - np.repeat(starts, lengths)
+        rank = np.arange(len(rows)) - starts.repeat(lengths)
         place = state.fixed[slots, at.FILL] + rank
         window = place // WINDOW
         waves = int(window.max()) + 1 if len(rows) else 0
@@ -255,8 +255,8 @@ class _Run:
         flag_wave = wave_of_row[flags.row[first:last] - low]
         self._late_points(flags, int(first), int(last), flag_wave)
         for w in range(waves):
-            mine = np.flatnonzero(flag_wave == w) + first
-            members = np.flatnonzero(window == w)
+            mine = flatnonzero(flag_wave == w) + first
+            members = flatnonzero(window == w)
             self._wave(
                 rows[members],
                 slots[members],
@@ -268,7 +268,7 @@ class _Run:
 
     def _late_points(self, flags: Pairs, first: int, last: int, wave: Ints) -> None:
         """Late rows are judged for what one event alone may open, each by itself; windows do not see them."""
-        late = np.flatnonzero(wave < 0) + first
+        late = flatnonzero(wave < 0) + first
         late = late[self.keep[flags.row[late]] & self.state.tables.admitted[flags.target[late]]]
         hits = []
         for target, row in zip(flags.target[late], flags.row[late], strict=True):
@@ -300,10 +300,10 @@ class _Run:
         state.cells += cells
         self._sample(rows, slots)
         if len(flags.row):
-            unset = np.flatnonzero(state.first_us[flags.target] < 0)[::-1]
+            unset = flatnonzero(state.first_us[flags.target] < 0)[::-1]
             state.first_us[flags.target[unset]] = self.time_us[flags.row[unset]]
         hits = list(reached(flags.row, flags.target, state.counts, state, self.slot_of_counter))
-        full = np.flatnonzero(place[ends] == WINDOW - 1)
+        full = flatnonzero(place[ends] == WINDOW - 1)
         ended = [
             Ended(int(here[i]), int(self.p.record[rows[ends[i]]]), int(self.p.record_time_us[rows[ends[i]]]), WINDOW)
             for i in full
@@ -318,7 +318,7 @@ class _Run:
 
     def _sample(self, rows: Ints, slots: Ints) -> None:
         hashes = self.p.id_hash[rows]
-        low = np.flatnonzero(hashes < SAMPLED_BELOW)
+        low = flatnonzero(hashes < SAMPLED_BELOW)
         low = low[hashes[low] <= self.state.limits[slots[low], SAMPLE_LIMIT]]  # of many models these are few
         chosen = low[best(slots[low], hashes[low])]
         self.state.hold(slots[chosen], self._rows(rows[chosen]))
@@ -352,7 +352,7 @@ class _Run:
         threshold = self.state.tables.threshold[counters]
         admitted = self.state.tables.admitted[counters]
         fired: dict[str, int] = {}
-        for place in np.flatnonzero((counts >= threshold) | (admitted & (counts > 0))):
+        for place in flatnonzero((counts >= threshold) | (admitted & (counts > 0))):
             counter = slot.profile.counters[place]
             name = f"{counter.detector}|{counter.subject}"
             fired[name] = max(fired.get(name, 0), int(counts[place]))
@@ -383,10 +383,8 @@ class _Run:
     def _label_rows(self, low: int, high: int, outcome_low: int, outcome_high: int) -> None:
         """Inline labels and outcomes that carry their prediction, as one stream a slot in receipt order."""
         p, o, state = self.p, self.o, self.state
-        inline = np.flatnonzero(self.keep[low:high] & ~self.late[low:high] & (p.wrong[low:high] >= 0)) + low
-        carried = np.flatnonzero(
-            self.keep_outcomes[outcome_low:outcome_high] & (o.wrong[outcome_low:outcome_high] >= 0)
-        )
+        inline = flatnonzero(self.keep[low:high] & ~self.late[low:high] & (p.wrong[low:high] >= 0)) + low
+        carried = flatnonzero(self.keep_outcomes[outcome_low:outcome_high] & (o.wrong[outcome_low:outcome_high] >= 0))
         carried = carried + outcome_low
         slot = np.concatenate([self.slots[inline], self.outcome_slots[carried]])
         if not len(slot):
@@ -397,7 +395,7 @@ class _Run:
         source = np.concatenate([inline, ~carried])[order]  # ~i: row i of the outcomes
         slot, record = slot[order], record[order]
         starts, lengths = runs(slot)
-        place = state.fixed[slot, at.OUT_FILL] + np.arange(len(slot)) - np.repeat(starts, lengths)
+        place = state.fixed[slot, at.OUT_FILL] + np.arange(len(slot)) - starts.repeat(lengths)
 
         def row(i: int) -> Sampled:
             k = int(source[i])
@@ -428,11 +426,11 @@ class _Run:
         fired: dict[tuple[int, int], set[str]] = {}
         for signal in found:
             fired.setdefault((signal.slot, window_of[signal.slot, signal.record]), set()).add(signal.name)
-        wrong = np.concatenate([[0], np.cumsum(c.wrong)])
+        wrong = np.concatenate([[0], c.wrong.cumsum()])
         last = c.starts + lengths - 1
         ending = place[last] >= WINDOW - 1
         first = c.starts.copy()  # of the window that stays open
-        for group in np.flatnonzero(ending).tolist():
+        for group in flatnonzero(ending).tolist():
             start, end = int(c.starts[group]), int(last[group]) + 1
             slot = self.state.slot(int(c.slot[start]))
             mine = fixed[slot.index]
@@ -466,7 +464,7 @@ class _Run:
         mine = np.zeros(len(c.slot) + 1, np.int64)
         mine[first] += 1
         mine[last + 1] -= 1
-        rows = np.flatnonzero(c.wrong & (np.cumsum(mine[:-1]) > 0))
+        rows = flatnonzero(c.wrong & (np.cumsum(mine[:-1]) > 0))
         rows = rows[c.id_hash[rows] <= self.state.limits[c.slot[rows], WRONG_LIMIT]]
         rows = rows[best(c.slot[rows], c.id_hash[rows])]
         self.state.hold_wrong(c.slot[rows], map(c.row, rows.tolist()))

@@ -70,13 +70,44 @@ def path(groups: Ints, increments: Ints, starts_of_row: Ints, sums: Ints) -> Int
     each row's group, ``sums`` of each group before. S = D − min(0, min D), with D the sums without the floor."""
     if not len(increments):
         return np.zeros(0, np.int64)
-    total = np.cumsum(increments)
+    total = increments.cumsum()
     before = total[starts_of_row] - increments[starts_of_row]
     free = total - before + sums[groups]
     # A falling offset keeps the running minimum of one group from reaching into the next.
     span = int(free.max() - free.min()) + 1
     lowest = np.minimum.accumulate(free - groups * span) + groups * span
     return free - np.minimum(lowest, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """The outcomes of a slot as one CUSUM sees them, all arrays by group."""
+
+    slot: Ints
+    base: Ints  # where the fields of its CUSUM stand in the row of the slot
+    start: Ints  # its first row
+    length: Ints
+    shift: Ints  # rows of the CUSUMs before
+
+
+def _book(c: Labels, state: State, groups: _Groups, sums: Ints, last_zero: Ints, calm: NDArray[np.bool_]) -> None:
+    """Book groups that gave no alarm: where the newest run started, and how many were wrong in it.
+
+    ``sums``: at the end of each group. ``last_zero``: the last row of it without a run, negative for none.
+    """
+    slots, base, starts = groups.slot[calm], groups.base[calm], groups.start[calm]
+    ends, last_zero = starts + groups.length[calm] - 1, last_zero[calm]
+    wrong = np.concatenate([[0], c.wrong.cumsum()])
+    fixed = state.fixed
+    fresh = last_zero >= 0  # the run started anew within this cut
+    begin = np.where(fresh, last_zero + 1, starts)
+    begin_us = np.where(begin <= ends, c.time_us[np.minimum(begin, len(c.time_us) - 1)], -1)
+    run, run_us = fixed[slots, base + RUN], fixed[slots, base + RUN_US]
+    held = np.where(fresh, 0, fixed[slots, base + RUN_WRONG])
+    fixed[slots, base + RUN] = np.where(fresh, fixed[slots, OUTCOMES] + begin - starts, run)
+    fixed[slots, base + RUN_US] = np.where(fresh | (run_us < 0), begin_us, run_us)
+    fixed[slots, base + RUN_WRONG] = held + wrong[ends + 1] - wrong[begin]
+    fixed[slots, base + SUM] = sums[calm]
 
 
 class ErrorRate:
@@ -87,44 +118,35 @@ class ErrorRate:
         """Advance the bank of each slot over its outcomes of this cut; fires at the outcome of the alarm."""
         if not len(columns.slot):
             return []
-        signals: list[Signal] = []
-        lengths = widths(columns.starts, len(columns.slot))
-        slots = columns.slot[columns.starts]
-        groups = np.repeat(np.arange(len(slots)), lengths)
-        first = np.repeat(columns.starts, lengths)
+        # All CUSUMs at once, one behind the other, as if each had rows of its own.
+        n, of_each = len(columns.slot), CUSUM + 8 * np.arange(len(BANK))
+        slots, lengths = columns.slot[columns.starts], widths(columns.starts, n)
+        groups = _Groups(
+            slot=np.tile(slots, len(BANK)),
+            base=of_each.repeat(len(slots)),
+            start=np.tile(columns.starts, len(BANK)),
+            length=np.tile(lengths, len(BANK)),
+            shift=(n * np.arange(len(BANK))).repeat(len(slots)),
+        )
         bank = state.tables.bank[columns.slot]
-        for f in range(len(BANK)):
-            base = CUSUM + 8 * f
-            x = np.where(columns.wrong, bank[:, f, 1], bank[:, f, 0])
-            sums = path(groups, x, first, state.fixed[slots, base + SUM])
-            peaks = np.maximum.reduceat(sums, columns.starts)
-            alarmed = peaks >= ALARM
-            self._calm(columns, state, base, sums, slots, lengths, ~alarmed)
-            for g in np.flatnonzero(alarmed):
-                low = int(columns.starts[g])
-                signals += self._alarms(columns, state, f, low, low + int(lengths[g]))
+        increments = np.where(columns.wrong[:, None], bank[:, :, 1], bank[:, :, 0]).T.ravel()
+        begin = groups.start + groups.shift
+        sums = path(
+            np.arange(len(begin)).repeat(groups.length),
+            increments,
+            begin.repeat(groups.length),
+            state.fixed[groups.slot, groups.base + SUM],
+        )
+        alarmed = np.maximum.reduceat(sums, begin) >= ALARM
+        zero = np.where(sums == 0, np.arange(len(sums)), -1)
+        last_zero = np.maximum.reduceat(zero, begin) - groups.shift
+        _book(columns, state, groups, sums[begin + groups.length - 1], last_zero, ~alarmed)
+        signals: list[Signal] = []
+        for group in alarmed.nonzero()[0].tolist():
+            f, low = group // len(slots), int(groups.start[group])
+            signals += self._alarms(columns, state, f, low, low + int(groups.length[group]))
         state.fixed[slots, OUTCOMES] += lengths
         return signals
-
-    def _calm(
-        self, c: Labels, state: State, base: int, sums: Ints, slots: Ints, lengths: Ints, chosen: NDArray[np.bool_]
-    ) -> None:
-        """Book runs that gave no alarm: where the newest one started, and how many were wrong in it."""
-        zero = np.where(sums == 0, np.arange(len(sums)), -1)
-        last_zero = np.maximum.reduceat(zero, c.starts)[chosen]
-        slots, starts, ends = slots[chosen], c.starts[chosen], (c.starts + lengths - 1)[chosen]
-        wrong = np.concatenate([[0], np.cumsum(c.wrong)])
-        fixed = state.fixed[slots]
-        fresh = last_zero >= 0  # the run started anew within this cut
-        begin = np.where(fresh, last_zero + 1, starts)
-        begin_us = c.time_us[np.minimum(begin, len(c.time_us) - 1)]
-        untimed = fixed[:, base + RUN_US] < 0
-        run_us = np.where(fresh | untimed, np.where(begin <= ends, begin_us, -1), fixed[:, base + RUN_US])
-        state.fixed[slots, base + RUN] = np.where(fresh, fixed[:, OUTCOMES] + begin - starts, fixed[:, base + RUN])
-        state.fixed[slots, base + RUN_US] = run_us
-        held = np.where(fresh, 0, fixed[:, base + RUN_WRONG])
-        state.fixed[slots, base + RUN_WRONG] = held + wrong[ends + 1] - wrong[begin]
-        state.fixed[slots, base + SUM] = sums[ends]
 
     def _alarms(self, c: Labels, state: State, f: int, low: int, high: int) -> list[Signal]:
         """One slot's outcomes one by one, where there are alarms: rare, or the model is failing."""

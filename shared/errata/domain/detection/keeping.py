@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.domain.detection.identity import GENERATION
+from errata.domain.detection.runs import flatnonzero
 from errata.domain.detection.state import Ints, Slot, State, slot_bytes
 
 DAY_US = 86_400_000_000
@@ -87,7 +88,7 @@ class Keeper:
         self.floor_us.pop(partition, None)
 
     def _may_expire(self, state: State, arrivals: Arrivals) -> bool:
-        for partition in np.flatnonzero(np.bincount(arrivals.partition)).tolist():
+        for partition in flatnonzero(np.bincount(arrivals.partition)).tolist():
             times = arrivals.time_us[arrivals.partition == partition]
             newest, oldest = int(times.max()), int(times.min())
             if partition not in self.floor_us:
@@ -103,7 +104,7 @@ class Keeper:
     def _may_overflow(self, state: State, arrivals: Arrivals) -> bool:
         if not arrivals.new_bytes:
             return False
-        held = max(state.held_bytes.get(p, 0) for p in np.flatnonzero(np.bincount(arrivals.partition)).tolist())
+        held = max(state.held_bytes.get(p, 0) for p in flatnonzero(np.bincount(arrivals.partition)).tolist())
         return BASE_BYTES + held + sum(arrivals.new_bytes) > self.limits.state_bytes
 
     def _find(self, state: State, arrivals: Arrivals, after_first: bool) -> tuple[int, int] | None:

@@ -1,9 +1,21 @@
 """Rows of one slot and flags of one counter, brought together: a stable order, and runs of equal values in it."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
+def flatnonzero(values: NDArray[Any]) -> Ints:
+    """Where values of one axis are not zero: `numpy.flatnonzero` without its three calls around the one, of which a
+    batch would make hundreds.
+
+    >>> flatnonzero(np.array([False, True, True])).tolist()
+    [1, 2]
+    """
+    return values.nonzero()[0]
 
 
 def order_of(numbers: Ints) -> Ints:
@@ -25,7 +37,7 @@ def runs(values: Ints) -> tuple[Ints, Ints]:
     """
     if not len(values):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    bounds = np.flatnonzero(values[1:] != values[:-1])
+    bounds = flatnonzero(values[1:] != values[:-1])
     starts = np.zeros(len(bounds) + 1, np.int64)
     starts[1:] = bounds + 1
     return starts, widths(starts, len(values))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from errata.domain.detection.profile import Counter
-from errata.domain.detection.runs import runs
+from errata.domain.detection.runs import flatnonzero, runs
 from errata.domain.detection.state import Ints, Slot, State
 
 STORM_CAP = 8  # findings a window of one (model, fault); counts go on exactly
@@ -41,10 +41,10 @@ def reached(rows: Ints, targets: Ints, before: Ints, state: State, slot_of_count
     counters = grouped[starts]
     had = before[counters]
     threshold = t.threshold[counters]
-    for g in np.flatnonzero((had < threshold) & (had + sizes >= threshold)):
+    for g in flatnonzero((had < threshold) & (had + sizes >= threshold)):
         place = starts[g] + threshold[g] - had[g] - 1
         yield _reached(state, slot_of_counter, int(counters[g]), int(rows[order[place]]), int(threshold[g]), False)
-    for g in np.flatnonzero(t.admitted[counters] & (had < STORM_CAP)):
+    for g in flatnonzero(t.admitted[counters] & (had < STORM_CAP)):
         for k in range(min(int(sizes[g]), STORM_CAP - int(had[g]))):
             row = int(rows[order[starts[g] + k]])
             yield _reached(state, slot_of_counter, int(counters[g]), row, int(had[g]) + k + 1, True)

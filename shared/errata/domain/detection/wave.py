@@ -10,6 +10,7 @@ from errata.contracts.topics import PREDICTIONS
 from errata.domain.columns import Predictions
 from errata.domain.detection.episodes import Signal
 from errata.domain.detection.profile import Channel, Profile
+from errata.domain.detection.runs import flatnonzero
 from errata.domain.detection.shares import Reached
 from errata.domain.detection.state import LAST_US, START_US, Ints, Sampled, Slot, State, smallest
 from errata.domain.detection.statistics import DIGITS, PSI_MIN, WINDOW, WINDOW_MIN, drift_figures
@@ -76,7 +77,7 @@ class Drift:
 
 def _median_ratio(counts: Ints, reference: Ints, edges: Sequence[float]) -> float | None:
     """The window's median over the reference's, each taken at the inner edge below it; None at the ends or at zero."""
-    where = [int(np.searchsorted(np.cumsum(c), c.sum() / 2)) for c in (counts, reference)]
+    where = [int(np.searchsorted(c.cumsum(), c.sum() / 2)) for c in (counts, reference)]
     if not edges or min(where) == 0:
         return None
     low, high = (edges[min(i, len(edges)) - 1] for i in where)
@@ -184,7 +185,7 @@ def _shifted(slots: Sequence[Slot], state: State) -> dict[int, list[Drift]]:
     limits = np.concatenate([table.g_limits for table in tables])
     fires = (n >= WINDOW_MIN) & (g >= limits) & (np.round(psi - 2 * se, DIGITS) >= PSI_MIN)
     channels = [(at, place) for at, table in enumerate(tables) for place in table.places]
-    for i in np.flatnonzero(fires).tolist():
+    for i in flatnonzero(fires).tolist():
         at, place = channels[i]
         profile = judged[at].profile
         channel = profile.channels[place]

@@ -20,7 +20,7 @@ from errata.domain.detection.profile import (
     TAIL,
     UNSEEN_CLASS,
 )
-from errata.domain.detection.runs import runs, widths
+from errata.domain.detection.runs import flatnonzero, runs, widths
 from errata.domain.detection.state import SAMPLE, Ints, Slot, State
 
 # Rows whose hash lies in the lowest eighth may become samples: 62 of 500 expected, eight wanted.
@@ -76,9 +76,9 @@ def ragged(sizes: Ints) -> tuple[Ints, Ints]:
     >>> [x.tolist() for x in ragged(np.array([2, 0, 1]))]
     [[0, 0, 2], [0, 1, 0]]
     """
-    rows = np.repeat(np.arange(len(sizes)), sizes)
-    before = np.cumsum(sizes) - sizes
-    return rows, np.arange(len(rows)) - np.repeat(before, sizes)
+    rows = np.arange(len(sizes)).repeat(sizes)
+    before = sizes.cumsum() - sizes
+    return rows, np.arange(len(rows)) - before.repeat(sizes)
 
 
 class _Flags:
@@ -118,7 +118,7 @@ class _Flags:
         self.feature(REQUIRED, rows[must], feature[must])
 
     def single(self, mask: NDArray[np.bool_], kind: int) -> None:
-        at = np.flatnonzero(mask)
+        at = flatnonzero(mask)
         self.add(at, self.singles[at] + kind)
 
     def sorted(self) -> tuple[Pairs, Ints]:
@@ -141,7 +141,7 @@ def count(p: Predictions, slots: Ints, state: State) -> Counted:
     cells = [*_numbers(p, slots, state, flags), *_categories(p, slots, state, flags)]
     n_numbers, n_categories = t.numbers[slots], widths(p.category_start, len(p.categories))
     rows, within = ragged(widths(p.others_start, len(p.others)))
-    absent = np.flatnonzero(p.others == 0)
+    absent = flatnonzero(p.others == 0)
     flags.missing(rows[absent], n_numbers[rows[absent]] + n_categories[rows[absent]] + within[absent])
 
     channel = t.number_channel[slots] + n_numbers  # latency, confidence, number output follow the features
@@ -150,11 +150,11 @@ def count(p: Predictions, slots: Ints, state: State) -> Counted:
     predicted = np.where(numeric & ~outside, p.predicted, np.nan)
     confidence = np.where((p.confidence >= 0) & (p.confidence <= 1), p.confidence, np.nan)
     for place, column in enumerate((p.latency_ms, confidence, predicted)):
-        at = np.flatnonzero(~np.isnan(column) & (t.number_cell[channel + place] >= 0))
+        at = flatnonzero(~np.isnan(column) & (t.number_cell[channel + place] >= 0))
         bins = search_bins(column[at], channel[at] + place, t.edges)
         cells.append(Pairs(at, t.number_cell[channel[at] + place] + bins))
     first_cell = t.category_cell[t.category_channel[slots] + n_categories]
-    at = np.flatnonzero(classes & (p.predicted >= 0) & (first_cell >= 0))
+    at = flatnonzero(classes & (p.predicted >= 0) & (first_cell >= 0))
     cells.append(Pairs(at, first_cell[at] + p.predicted[at].astype(np.int64)))
 
     flags.single(p.latency_ms > t.latency_limit_ms[slots], OVER_LIMIT)
@@ -162,7 +162,7 @@ def count(p: Predictions, slots: Ints, state: State) -> Counted:
     flags.single(classes & np.isnan(p.predicted), UNSEEN_CLASS)
     flags.single(outside, OUTPUT_RANGE)
     flags.single((p.confidence < 0) | (p.confidence > 1), SCORES)
-    bad = np.flatnonzero(p.status > 0)
+    bad = flatnonzero(p.status > 0)
     flags.add(bad, flags.singles[bad] + STATUS + p.status[bad] - 1)
     _violations(p, slots, state, flags)
     if t.forbids.any():
@@ -183,14 +183,14 @@ def _numbers(p: Predictions, slots: Ints, state: State, flags: _Flags) -> Iterat
         unusable = missing | broken | (cell < 0)
         if t.bounded:
             outside = ((values < t.low[channels]) | (values > t.high[channels])) & ~broken
-            at = np.flatnonzero(outside)
+            at = flatnonzero(outside)
             flags.feature(RANGE, rows[at], within[at], values[at])
             unusable |= outside
-        at = np.flatnonzero(missing)
+        at = flatnonzero(missing)
         flags.missing(rows[at], within[at])
         target = cell + search_bins(values, channels, t.edges)
         if unusable.any():
-            usable = np.flatnonzero(~unusable)
+            usable = flatnonzero(~unusable)
             rows, target = rows[usable], target[usable]
         yield Pairs(rows, target)
 
@@ -203,11 +203,11 @@ def _categories(p: Predictions, slots: Ints, state: State, flags: _Flags) -> Ite
         rows += first
         codes = p.categories[_part(p.category_start, p.categories, first, last)]
         cell = t.category_cell[channel[rows] + within]
-        usable = np.flatnonzero((codes >= 0) & (cell >= 0))
+        usable = flatnonzero((codes >= 0) & (cell >= 0))
         feature = before[rows] + within
-        at = np.flatnonzero(codes == MISSING_CODE)
+        at = flatnonzero(codes == MISSING_CODE)
         flags.missing(rows[at], feature[at])
-        at = np.flatnonzero(np.isnan(codes))
+        at = flatnonzero(np.isnan(codes))
         flags.feature(UNSEEN, rows[at], feature[at])
         yield Pairs(rows[usable], cell[usable] + codes[usable].astype(np.int64))
 
@@ -244,7 +244,7 @@ def _target(slot: Slot, violation: Violation) -> int:
 
 
 def _policies(p: Predictions, slots: Ints, state: State, flags: _Flags) -> None:
-    for index in np.flatnonzero(state.tables.forbids):
+    for index in flatnonzero(state.tables.forbids):
         mine = slots == index
         for i, codes in enumerate(state.slot(int(index)).profile.forbidden):
             flags.single(mine & np.isin(p.predicted, codes), POLICY + i)
@@ -258,5 +258,5 @@ def best(groups: Ints, hashes: NDArray[np.uint64]) -> Ints:
     """
     order = np.lexsort((hashes, groups))
     starts, lengths = runs(groups[order])
-    rank = np.arange(len(order)) - np.repeat(starts, lengths)
+    rank = np.arange(len(order)) - starts.repeat(lengths)
     return order[rank < SAMPLE]
