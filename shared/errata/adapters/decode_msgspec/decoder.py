@@ -10,7 +10,7 @@ same bytes give the same row, violations or refusal.
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, compress, groupby, repeat
+from itertools import chain, compress, groupby, repeat, starmap
 from math import nan
 from operator import contains
 from struct import Struct
@@ -634,9 +634,7 @@ class _PredictionColumns:
                 plans = chain.from_iterable(repeat(plan, n) for plan, n in waiting.groups)
                 pairs = zip(features, plans, strict=True)
                 features = [plan.absent if one is None else astuple(one) for one, plan in pairs]
-        numbers: list[Any] = []
-        categories: list[Any] = []
-        others: list[Any] = []
+        numbers, categories, others = self._features
         end = 0
         for _, together in groupby(waiting.groups, _loose_or_shape_of if typed else _shape_of):
             whose, sizes = zip(*together, strict=True)
@@ -645,19 +643,18 @@ class _PredictionColumns:
             columns: list[Sequence[Any]] = list(zip(*features[start:end], strict=True))
             if plan.loose and typed:
                 plan.check_loose(columns, waiting.indices[start:end], self._found)
-            numbers.extend(chain.from_iterable(columns[: shape.numbers]))
+            numbers += _columns_of_doubles(columns[: shape.numbers])
+            cells: list[float | None] = []
             cells_of = zip(*[plan.cells_of for plan in whose], strict=True)
             for column, lookups in zip(columns[shape.numbers : shape.categories], cells_of, strict=True):
-                _look_up(categories, column, lookups, sizes)
-            if len(columns) > shape.categories:
-                others.extend(map(_presence, chain.from_iterable(columns[shape.categories :])))
+                _look_up(cells, column, lookups, sizes)
+            categories.append(_doubles(cells))
+            others += [_doubles(list(map(_presence, column))) for column in columns[shape.categories :]]
             self._shapes.append((shape, end - start))
         answers: list[float | None] = []
         whose, sizes = zip(*waiting.groups, strict=True)
         _look_up(answers, predicted, [plan.predicted for plan in whose], sizes)
         self._predicted += _doubles(answers)
-        for held, values in zip(self._features, (numbers, categories, others), strict=True):
-            held.append(_doubles(values))
 
     def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
         for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):
@@ -866,6 +863,14 @@ def _doubles(values: Sequence[float | None]) -> bytes:
         return pack(*values)
     except StructError:
         return pack(*[nan if value is None else value for value in values])
+
+
+def _columns_of_doubles(columns: Sequence[Sequence[float | None]]) -> list[bytes]:
+    """`_doubles` of each of some columns of one length."""
+    try:
+        return list(starmap(_packer("d", len(columns[0])), columns)) if columns else []
+    except StructError:
+        return list(map(_doubles, columns))
 
 
 def _in_order(values: Floats, places: Sequence[Ints], sizes: Ints, group: Ints, place: Ints) -> Floats:
