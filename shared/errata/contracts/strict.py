@@ -78,10 +78,11 @@ def check_text(text: str) -> str:
     """Refuse what PostgreSQL and UTF-8 cannot keep: NUL and lone surrogates."""
     if "\0" in text:
         raise ValueError("a text must not hold the NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("a text must not hold a lone surrogate") from error
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a text must not hold a lone surrogate") from error
     return text
 
 

@@ -5,11 +5,12 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid5
 
-from errata.contracts import Anomaly, DetectorRef, Episode, Finding, ModelRef, RowRef, Window, canonical
+from errata.contracts import Anomaly, canonical
 from errata.contracts.strict import instant
 from errata.domain.detection.episodes import Move
 from errata.domain.detection.state import Slot
 
+_MOVED = "subject", "level", "reason", "statistic", "value", "threshold", "direction"
 CASES = UUID("6f1d1c1e-7a55-5b0e-9a8e-2f6f0d5e4c11")  # the namespace of case ids; never changes
 
 
@@ -40,48 +41,42 @@ def anomaly_of(slot: Slot, move: Move, versions: Mapping[str, str], config: str)
     evidence |= {name: spell[name] for name in ("warm_up", "given_up") if name in spell}
     if spell["events"]:
         evidence["events"] = max(spell["events"], count)
-    return Anomaly(
-        tenant=slot.tenant,
-        model=ModelRef(name=slot.model),
-        purpose=slot.purpose,  # type: ignore[arg-type]
-        detector=DetectorRef(id=moved["detector"], version=versions[moved["detector"]], config_hash=config),
-        subject=moved["subject"],
-        level=moved["level"],
-        reason=moved["reason"],
-        statistic=moved["statistic"],
-        value=moved["value"],
-        threshold=moved["threshold"],
-        direction=moved["direction"],
-        reference_hash=profile.reference_hash,
-        contract_hash=profile.contract_hash,
-        window=Window(from_=instant(window[0]), to=instant(window[1]), n=window[2]) if window else None,
-        onset=instant(moved["onset_us"]),
-        time=instant(move.record_time_us),
-        count=count,
-        exemplars=[_row(row) for row in spell["exemplars"]],
-        controls=[_row(row) for row in spell["controls"]],
-        episode=Episode(
-            id=spell["id"],
-            seq=spell["seq"],
-            state=move.state,
-            onset=instant(spell["onset_us"]),
-            last_seen=instant(spell["last_seen_us"]),
-            count=count,
-        ),
-        findings=findings,
-        evidence=evidence,
+    # Checked as a whole: to make each of its two dozen parts by itself costs twice as much.
+    return Anomaly.model_validate(
+        {
+            "tenant": slot.tenant,
+            "model": {"name": slot.model},
+            "purpose": slot.purpose,
+            "detector": {"id": moved["detector"], "version": versions[moved["detector"]], "config_hash": config},
+            **{name: moved[name] for name in _MOVED},
+            "reference_hash": profile.reference_hash,
+            "contract_hash": profile.contract_hash,
+            "window": {"from": instant(window[0]), "to": instant(window[1]), "n": window[2]} if window else None,
+            "onset": instant(moved["onset_us"]),
+            "time": instant(move.record_time_us),
+            "count": count,
+            "exemplars": [_row(row) for row in spell["exemplars"]],
+            "controls": [_row(row) for row in spell["controls"]],
+            "episode": {
+                "id": spell["id"],
+                "seq": spell["seq"],
+                "state": move.state,
+                "onset": instant(spell["onset_us"]),
+                "last_seen": instant(spell["last_seen_us"]),
+                "count": count,
+            },
+            "findings": findings,
+            "evidence": evidence,
+        }
     )
 
 
-def _finding(signal: Mapping[str, Any]) -> Finding:
-    fields = {name: value for name, value in signal["finding"].items() if name != "onset_us"}
-    return Finding(
-        **fields,
-        onset=instant(signal["finding"]["onset_us"]),
-        count=signal["closed_count"] + signal["open_count"],
-        windows=max(1, signal["windows"]),
-    )
+def _finding(signal: Mapping[str, Any]) -> dict[str, Any]:
+    finding = dict(signal["finding"])
+    onset = instant(finding.pop("onset_us"))
+    count = signal["closed_count"] + signal["open_count"]
+    return finding | {"onset": onset, "count": count, "windows": max(1, signal["windows"])}
 
 
-def _row(row: Sequence[Any]) -> RowRef:
-    return RowRef(topic=row[1], partition=row[2], offset=row[3], prediction_id=row[4])
+def _row(row: Sequence[Any]) -> dict[str, Any]:
+    return {"topic": row[1], "partition": row[2], "offset": row[3], "prediction_id": row[4]}
