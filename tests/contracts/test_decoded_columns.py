@@ -7,13 +7,14 @@ import tracemalloc
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.contracts.corpus import LAYOUTS, LINES, RECORD_TIME_US, dumps, outcome, prediction
 
 from errata.adapters.decode_msgspec import MsgspecDecoder, decoder
 from errata.adapters.decode_msgspec.decoder import _PredictionColumns
-from errata.adapters.decode_msgspec.plans import Form, Plan
+from errata.adapters.decode_msgspec.plans import Form, Plan, _one_of
 from errata.contracts import Contract
 from errata.contracts.topics import OUTCOMES, PREDICTIONS
 from errata.domain.columns import (
@@ -244,6 +245,10 @@ WRONG = {"amount": "2", "age": 7.0, "country": 3, "vip": "true", "note": {"a": 1
         ([prediction()], prediction(features={"age": "7", "new": 1})),
         ([prediction()], prediction(features={"age": "7"}, latency_ms="5")),
         ([prediction(features={"age": "7"})] * 20, prediction(features={"age": "7", "country": 3, "amount": None})),
+        ([prediction()], prediction(features={"age": 7, "country": "nowhere", "vip": True})),
+        ([prediction()], prediction(features={"age": "7", "country": "nowhere"})),
+        ([prediction(features={"country": "nowhere"})] * 20, prediction(features={"age": "7", "country": "nowhere"})),
+        ([prediction(features={"country": "nowhere"})] * 20, prediction(features={"age": 7, "country": 3})),
         ([prediction()], prediction(segments={"a": 1, "b": None})),
         ([prediction(segments={"a": 1})], prediction(segments={"a": 1, "new": "x"})),
         ([prediction(segments={"a": 1})], prediction(segments={"a": [1]})),
@@ -267,6 +272,50 @@ def test_a_row_that_breaks_a_type_becomes_columns_together_with_the_others(monke
     assert apart == []
     decode_twice([prediction()], [prediction(), prediction(features={"age": "7", "new": 1}), prediction()])
     assert apart == [1]
+
+
+@pytest.mark.parametrize(("unknown", "later"), [(20, 0), (7, 7)], ids=["often", "seldom"])
+@pytest.mark.parametrize("with_another", [{}, {"age": "7"}], ids=["alone", "beside a wrong type"])
+def test_a_category_that_is_often_unknown_is_read_at_once(
+    unknown: int, later: int, with_another: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The typed decoder knows a contract's categories, and refuses others; where many come it is told to take all."""
+    tried_again: list[bytes] = []
+    again = Plan.read_any_types
+
+    def noted(plan: Plan, raw: bytes, found: list[tuple[str, str]]) -> Any:
+        tried_again.append(raw)
+        return again(plan, raw, found)
+
+    monkeypatch.setattr(Plan, "read_any_types", noted)
+    batch = [prediction(features={"country": "it"})] * 20
+    batch += [prediction(features={"country": "nowhere"} | with_another)] * unknown
+    decoder, counts = MsgspecDecoder(), []
+    for _ in range(3):
+        tried_again.clear()
+        records = [Record(PREDICTIONS, 3, at, RECORD_TIME_US, b"fraud", dumps(one)) for at, one in enumerate(batch)]
+        rows = decoder.decode(records, LAYOUTS).predictions
+        counts.append(len(tried_again))
+        codes = [category(rows, row, "country") for row in range(len(batch))]
+        assert np.isnan(codes).tolist() == [False] * 20 + [True] * unknown
+    assert counts == [unknown, later, later]
+
+
+def test_only_the_features_that_are_often_broken_are_read_loosely() -> None:
+    decoder = MsgspecDecoder()
+    event = dumps(prediction(features={"age": "7", "country": "it", "vip": True}))
+    for _ in range(2):
+        decoder.decode([Record(PREDICTIONS, 3, at, RECORD_TIME_US, b"fraud", event) for at in range(20)], LAYOUTS)
+    assert decoder._plans[b"fraud"].loose == {"age"}
+
+
+def test_a_decoder_does_not_learn_what_could_not_be_a_category() -> None:
+    few = frozenset({"a", "b"})
+    assert msgspec.json.Decoder(_one_of(few)).decode(b'"a"') == "a"
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.Decoder(_one_of(few)).decode(b'"c"')
+    for values in ({"x" * 2_000}, map(str, range(2_000)), ()):
+        assert msgspec.json.Decoder(_one_of(frozenset(values))).decode(b'"c"') == "c"
 
 
 def of_models(models: int, rows: int) -> tuple[list[Record], dict[bytes, Layout]]:

@@ -72,7 +72,9 @@ CHUNK = 96  # rows of one model alive at once: what they hold stays in the cache
 ENOUGH = 84  # rows become columns: a chunk that lost some to bad records need not wait for the next
 ROWS = 1_024  # put in order at once
 PROBED = 64  # records of the first batch that show which fields events have
-LOOSENED = 8, 64  # a feature is read loosely once at least 8 and one in 64 of a model's rows of a batch broke its type
+# A feature is read loosely once at least 8 and one in 64 of a model's rows of a batch broke its type, or held a
+# category that its contract does not name.
+LOOSENED = 8, 64
 MAX_PLANS = 4_096  # kept beyond the layouts given: models that nobody described
 MAX_SEEDS = 65_536
 

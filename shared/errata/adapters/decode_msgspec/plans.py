@@ -6,7 +6,7 @@ most 1,024 characters, so that none is over 4 KiB): a row they refuse is read ag
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -43,6 +43,7 @@ Features = Annotated[dict[str, AnyFeature], Meta(max_length=MAX_FEATURES)]
 AnySegment = bool | Number | str | None
 Purpose = Literal["live", "drill", "backfill"]
 MAX_SEGMENTS = 16  # names; events with more are read as mappings
+MAX_VALUES = 1_024  # of a category, to be known to its decoder
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 _UNKNOWN = "Object contains unknown field `"
 _TYPES: dict[str, Any] = {
@@ -271,6 +272,15 @@ class Form:
 OpenRow: Any = _row_type("OpenRow", FIELDS)
 
 
+@lru_cache(maxsize=1_024)
+def _one_of(values: frozenset[str]) -> Any:
+    """The type of a category whose values are known: msgspec hands out the texts it has, of which no new ones are made
+    and hashed. One table for all features that have the same."""
+    if not 0 < len(values) <= MAX_VALUES or max(map(len, values)) > MAX_FEATURE_BYTES // 4:
+        return ShortText
+    return Literal[tuple(sorted(values))]
+
+
 @lru_cache(maxsize=8)
 def _segments_type(names: tuple[str, ...]) -> Any:
     """One type for all models: each type is memory to be read again for every few events of a model."""
@@ -362,6 +372,11 @@ class Plan:
         self.names: tuple[str, ...] = tuple(name for names in kinds for name in names)
         self.known = frozenset(self.names)
         self.kinds = tuple(features[name].type for name in self.names)
+        self.closed = tuple(
+            (at, frozenset(features[name].categories or ()))
+            for at, name in enumerate(self.names)
+            if features[name].categories is not None
+        )
         self.easy, self.easy_typed = (
             tuple(easy.get(kind, frozenset()) for kind in self.kinds) for easy in (_EASY, _EASY_TYPED)
         )
@@ -373,12 +388,11 @@ class Plan:
         if contract and len(self.names) <= MAX_FEATURES and all(map(_can_be_field, self.names)):
             self.decode = msgspec.json.Decoder(self._type(self.loose)).decode
 
-    def _type(self, loose: Container[str]) -> Any:
+    def _type(self, loose: frozenset[str]) -> Any:
         layout, form = self.layout, self._form
-        features = {
-            name: AnyFeature if name in loose else _TYPES[kind]
-            for name, kind in zip(self.names, self.kinds, strict=True)
-        }
+        features = {name: _TYPES[kind] for name, kind in zip(self.names, self.kinds, strict=True)}
+        features |= {self.names[at]: _one_of(values) for at, values in self.closed}
+        features |= dict.fromkeys(loose, AnyFeature)
         types = {field: usual for field, usual, _ in _ROW if field in _OF_A_PLAN}
         types["features"] = _struct_of("Features", features)
         types["model"] = Model[Literal[layout.model]]  # type: ignore[name-defined]
@@ -430,6 +444,7 @@ class Plan:
             if value is not None and value.__class__ not in easy and not fits(self.kinds[at], value):
                 found.append((self.names[at], "type"))
                 values[at] = self._unusable(at)
+        self._count_unseen(values)
         row.features = tuple(values)
         if len(given) > len(self.names) or not given.keys() <= self.known:
             self._extra(given, found)
@@ -458,13 +473,23 @@ class Plan:
             elif value.__class__ not in easy and not fits(self.kinds[at], value):
                 found.append((self.names[at], "type"))
                 setattr(features, f"f{at}", self._unusable(at))
+        self._count_unseen(values)
         return row
 
     def _unusable(self, at: int) -> Any:
         """What stands for a value of feature ``at`` whose type is wrong."""
+        self._breaks(at)
+        return UNUSABLE_NUMBER if at < self.shape.numbers else UNUSABLE
+
+    def _count_unseen(self, values: Sequence[Any]) -> None:
+        """Note categories that the typed decoder refused; what they are shows in the columns."""
+        for at, known in self.closed if values else ():
+            if values[at].__class__ is str and values[at] not in known:
+                self._breaks(at)
+
+    def _breaks(self, at: int) -> None:
         self.broken[self.names[at]] += 1
         self.settled = False
-        return UNUSABLE_NUMBER if at < self.shape.numbers else UNUSABLE
 
     def check_loose(self, columns: list[Sequence[Any]], indices: Sequence[int], found_in: dict[int, Found]) -> None:
         """What `fill` does, for the columns of typed rows that were read loosely."""
