@@ -4,6 +4,7 @@ import gc
 import json
 import random
 import tracemalloc
+import weakref
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.contracts.corpus import LAYOUTS, LINES, RECORD_TIME_US, dumps, outcom
 
 from errata.adapters.decode_msgspec import MsgspecDecoder, decoder
 from errata.adapters.decode_msgspec.decoder import _PredictionColumns
-from errata.adapters.decode_msgspec.plans import Form, Plan, _one_of
+from errata.adapters.decode_msgspec.plans import Form, Plan
 from errata.contracts import Contract
 from errata.contracts.topics import OUTCOMES, PREDICTIONS
 from errata.domain.columns import (
@@ -309,13 +310,46 @@ def test_only_the_features_that_are_often_broken_are_read_loosely() -> None:
     assert decoder._plans[b"fraud"].loose == {"age"}
 
 
-def test_a_decoder_does_not_learn_what_could_not_be_a_category() -> None:
-    few = frozenset({"a", "b"})
-    assert msgspec.json.Decoder(_one_of(few)).decode(b'"a"') == "a"
-    with pytest.raises(msgspec.ValidationError):
-        msgspec.json.Decoder(_one_of(few)).decode(b'"c"')
-    for values in ({"x" * 2_000}, map(str, range(2_000)), ()):
-        assert msgspec.json.Decoder(_one_of(frozenset(values))).decode(b'"c"') == "c"
+@pytest.mark.parametrize(
+    ("feature", "known"),
+    [
+        ({"type": "category", "categories": ["b", "a"]}, ("b", "a")),
+        ({"type": "category"}, ()),
+        ({"type": "category", "categories": []}, ()),
+        ({"type": "category", "categories": ["a", "x" * 2_000]}, ()),
+        ({"type": "category", "categories": [str(at) for at in range(2_000)]}, ()),
+        ({"type": "bool", "categories": ["a"]}, ()),
+        ({"type": "number", "categories": ["a"]}, ()),
+    ],
+    ids=["closed", "open", "none", "long", "many", "bool", "number"],
+)
+def test_which_categories_a_decoder_knows(feature: dict[str, Any], known: tuple[str, ...]) -> None:
+    contract = Contract.model_validate({"model": "m", "features": {"f": feature}})
+    plan = Plan(compile_layout("default", "m", contract, None), "", Form())
+    assert plan.closed.get("f", ()) == known
+    value = {"bool": "true", "number": "1"}.get(feature["type"], '"c"')
+    raw = f'{{"event_id":"e","time":"2026-01-05T12:00:00Z","model":{{"name":"m"}},"features":{{"f":{value}}}}}'
+    assert plan.decode is not None
+    if known:
+        with pytest.raises(msgspec.ValidationError, match="enum"):
+            plan.decode(raw.encode())
+    else:
+        plan.decode(raw.encode())
+
+
+@pytest.mark.parametrize("output", [None, {"type": "number"}, {"type": "vector"}, {"type": "class"}], ids=str)
+def test_models_of_one_kind_share_all_but_their_names_and_are_not_kept(output: dict[str, Any] | None) -> None:
+    def plan(name: str) -> Plan:
+        contract = {"model": name, "features": {f"{name}_age": {"type": "number"}}}
+        return Plan(
+            compile_layout("default", name, Contract.model_validate(contract | {"output": output}), None), "", Form()
+        )
+
+    one, other = plan("a"), plan("b")
+    assert one.kin == other.kin
+    gone = weakref.ref(one)
+    del one
+    assert gone() is None
 
 
 def of_models(models: int, rows: int) -> tuple[list[Record], dict[bytes, Layout]]:

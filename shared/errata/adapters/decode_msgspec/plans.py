@@ -20,6 +20,7 @@ from msgspec.structs import astuple
 
 from errata.adapters.decode_msgspec.envelope import is_vector
 from errata.contracts.events import OutcomeKind, StatusCode
+from errata.contracts.models import FeatureContract
 from errata.contracts.refusals import pointer
 from errata.contracts.strict import MAX_FEATURE_BYTES, MAX_FEATURES, MAX_VECTOR
 from errata.domain.columns import MISSING_CODE, UNUSABLE_CODE, UNUSABLE_NUMBER, Layout
@@ -272,13 +273,18 @@ class Form:
 OpenRow: Any = _row_type("OpenRow", FIELDS)
 
 
+def _known(feature: FeatureContract) -> tuple[str, ...]:
+    """The values of a category that a decoder may know: none of one that is open, has too many or too long ones."""
+    values = tuple(feature.categories or ()) if feature.type == "category" else ()
+    longest = max(map(len, values), default=0)
+    return values if len(values) <= MAX_VALUES and longest <= MAX_FEATURE_BYTES // 4 else ()
+
+
 @lru_cache(maxsize=1_024)
-def _one_of(values: frozenset[str]) -> Any:
+def _one_of(values: tuple[str, ...]) -> Any:
     """The type of a category whose values are known: msgspec hands out the texts it has, of which no new ones are made
     and hashed. One table for all features that have the same."""
-    if not 0 < len(values) <= MAX_VALUES or max(map(len, values)) > MAX_FEATURE_BYTES // 4:
-        return ShortText
-    return Literal[tuple(sorted(values))]
+    return Literal[values]
 
 
 @lru_cache(maxsize=8)
@@ -372,11 +378,7 @@ class Plan:
         self.names: tuple[str, ...] = tuple(name for names in kinds for name in names)
         self.known = frozenset(self.names)
         self.kinds = tuple(features[name].type for name in self.names)
-        self.closed = tuple(
-            (at, frozenset(features[name].categories or ()))
-            for at, name in enumerate(self.names)
-            if features[name].categories is not None
-        )
+        self.closed = {name: values for name in kinds[1] if (values := _known(features[name]))}
         self.easy, self.easy_typed = (
             tuple(easy.get(kind, frozenset()) for kind in self.kinds) for easy in (_EASY, _EASY_TYPED)
         )
@@ -391,7 +393,7 @@ class Plan:
     def _type(self, loose: frozenset[str]) -> Any:
         layout, form = self.layout, self._form
         features = {name: _TYPES[kind] for name, kind in zip(self.names, self.kinds, strict=True)}
-        features |= {self.names[at]: _one_of(values) for at, values in self.closed}
+        features |= {name: _one_of(values) for name, values in self.closed.items()}
         features |= dict.fromkeys(loose, AnyFeature)
         types = {field: usual for field, usual, _ in _ROW if field in _OF_A_PLAN}
         types["features"] = _struct_of("Features", features)
@@ -419,21 +421,13 @@ class Plan:
         other = self.layout.classes.other if isinstance(self.layout.classes, OpenCells) else None
         by_text = {**classes, True: classes.get("true", other), False: classes.get("false", other)}
         if self.output == "number":
-            return lambda value: value if value.__class__ in (float, int) else None
+            return _number
         if self.output == "vector":
-            return lambda value: MISSING_CODE if value is None else 0.0 if is_vector(value) else None
+            return _vector
         if self.is_class and other is None:
             # A typed row holds text and bool only; `fill` puts UNUSABLE for the rest.
             return _lookup(tuple(by_text.items()))
-
-        def open_class(value: Any) -> float | None:
-            if value.__class__ is str or value.__class__ is bool or value is None:
-                return by_text.get(value, other)
-            if value.__class__ is list or value is UNUSABLE or self.is_class:
-                return None
-            return float(value)
-
-        return open_class
+        return _open_class(tuple(by_text.items()), other, self.is_class)
 
     def fill(self, row: Any, found: Found) -> None:
         """Make an open row one of this layout: its features in their places, what breaks the contract in ``found``."""
@@ -483,8 +477,11 @@ class Plan:
 
     def _count_unseen(self, values: Sequence[Any]) -> None:
         """Note categories that the typed decoder refused; what they are shows in the columns."""
-        for at, known in self.closed if values else ():
-            if values[at].__class__ is str and values[at] not in known:
+        if not values:
+            return
+        first, last = self.shape.numbers, self.shape.categories
+        for at, value, cell_of in zip(range(first, last), values[first:last], self.cells_of, strict=True):
+            if value.__class__ is str and self.names[at] in self.closed and cell_of(value) is None:
                 self._breaks(at)
 
     def _breaks(self, at: int) -> None:
@@ -540,6 +537,31 @@ def _lookup(pairs: tuple[tuple[Any, float], ...]) -> Callable[[Any], float | Non
     """The number that stands for a value, None for another value. One table for all that hold the same: where models
     have features or classes in common, their tables would not all stay in the processor's caches."""
     return dict(pairs).get
+
+
+@lru_cache(maxsize=1_024)
+def _open_class(
+    pairs: tuple[tuple[Any, float | None], ...], other: float | None, is_class: bool
+) -> Callable[[Any], float | None]:
+    """As `_lookup`, of classes that are not all known."""
+    by_text = dict(pairs)
+
+    def open_class(value: Any) -> float | None:
+        if value.__class__ is str or value.__class__ is bool or value is None:
+            return by_text.get(value, other)
+        if value.__class__ is list or value is UNUSABLE or is_class:
+            return None
+        return float(value)
+
+    return open_class
+
+
+def _number(value: Any) -> float | None:
+    return value if value.__class__ in (float, int) else None
+
+
+def _vector(value: Any) -> float | None:
+    return MISSING_CODE if value is None else 0.0 if is_vector(value) else None
 
 
 def fits(kind: str, value: Any) -> bool:
