@@ -292,6 +292,7 @@ class _Pass:
         """
         if _IN_FEATURES not in fault:
             return None
+        plan.note_unknown(fault)
         found: Found = []
         row = plan.read_any_types(raw, found)
         if found:

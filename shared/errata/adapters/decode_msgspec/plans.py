@@ -47,6 +47,7 @@ MAX_SEGMENTS = 16  # names; events with more are read as mappings
 MAX_VALUES = 1_024  # of a category, to be known to its decoder
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 _UNKNOWN = "Object contains unknown field `"
+_NO_VALUE, _FEATURE = "Invalid enum value ", " - at `$.features."
 _TYPES: dict[str, Any] = {
     "number": float,  # large ones are looked at in columns: a limit in the type is a twentieth of the time
     "integer": Int64,
@@ -438,7 +439,6 @@ class Plan:
             if value is not None and value.__class__ not in easy and not fits(self.kinds[at], value):
                 found.append((self.names[at], "type"))
                 values[at] = self._unusable(at)
-        self._count_unseen(values)
         row.features = tuple(values)
         if len(given) > len(self.names) or not given.keys() <= self.known:
             self._extra(given, found)
@@ -467,25 +467,22 @@ class Plan:
             elif value.__class__ not in easy and not fits(self.kinds[at], value):
                 found.append((self.names[at], "type"))
                 setattr(features, f"f{at}", self._unusable(at))
-        self._count_unseen(values)
         return row
 
     def _unusable(self, at: int) -> Any:
         """What stands for a value of feature ``at`` whose type is wrong."""
-        self._breaks(at)
+        self._breaks(self.names[at])
         return UNUSABLE_NUMBER if at < self.shape.numbers else UNUSABLE
 
-    def _count_unseen(self, values: Sequence[Any]) -> None:
-        """Note categories that the typed decoder refused; what they are shows in the columns."""
-        if not values:
-            return
-        first, last = self.shape.numbers, self.shape.categories
-        for at, value, cell_of in zip(range(first, last), values[first:last], self.cells_of, strict=True):
-            if value.__class__ is str and self.names[at] in self.closed and cell_of(value) is None:
-                self._breaks(at)
+    def note_unknown(self, fault: str) -> None:
+        """Count the category that the typed decoder refused, if that is its ``fault``. What it is shows in columns."""
+        if fault.startswith(_NO_VALUE):
+            name = fault.rpartition(_FEATURE)[2][:-1]
+            if name in self.closed:
+                self._breaks(name)
 
-    def _breaks(self, at: int) -> None:
-        self.broken[self.names[at]] += 1
+    def _breaks(self, name: str) -> None:
+        self.broken[name] += 1
         self.settled = False
 
     def check_loose(self, columns: list[Sequence[Any]], indices: Sequence[int], found_in: dict[int, Found]) -> None:
