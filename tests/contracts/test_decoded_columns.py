@@ -347,6 +347,14 @@ def test_models_of_one_kind_share_all_but_their_names_and_are_not_kept(output: d
 
     one, other = plan("a"), plan("b")
     assert one.kin == other.kin
+    raw = '{"event_id":"e","time":"2026-01-05T12:00:00Z","model":{"name":"%s"}}'
+    assert one.decode is not None
+    assert other.decode is not None
+    rows = one.decode((raw % "a").encode()), other.decode((raw % "b").encode())
+    assert type(rows[0]) is type(rows[1])
+    assert type(rows[0].model) is type(rows[1].model)
+    with pytest.raises(msgspec.ValidationError, match="name"):
+        one.decode((raw % "b").encode())
     gone = weakref.ref(one)
     del one
     assert gone() is None

@@ -192,6 +192,7 @@ def _row_type(name: str, order: Sequence[str], required: Sequence[str] = (), **t
     fields = [
         rows[field][:2] if rows[field][2] is msgspec.NODEFAULT or field in required else rows[field] for field in order
     ]
+    # A class is generic here in as many variables as come, which mypy cannot follow: msgspec reads `__orig_bases__`.
     variables = tuple(one for one in types.values() if isinstance(one, TypeVar))
     return msgspec.defstruct(
         name,
@@ -374,7 +375,7 @@ class Plan:
         self.kin = _kin(self.shape, self.predicted, *self.cells_of)
         self.seed = seed_of(key, layout.tenant, layout.model, PREDICTION_TYPE)
 
-        self.broken: Counter[str] = Counter()  # how many rows of the batch at hand break the type of a feature
+        self.broken: Counter[str] = Counter()  # rows of the batch at hand that break a feature's type or categories
         self.outcome_seed = seed_of(key, layout.tenant, "", OUTCOME_TYPE)
         self.names: tuple[str, ...] = tuple(name for names in kinds for name in names)
         self.known = frozenset(self.names)
@@ -398,6 +399,7 @@ class Plan:
         features |= dict.fromkeys(loose, AnyFeature)
         types = {field: usual for field, usual, _ in _ROW if field in _OF_A_PLAN}
         types["features"] = _struct_of("Features", features)
+        # mypy wants the text of a literal to be known when it reads this.
         types["model"] = Model[Literal[layout.model]]  # type: ignore[name-defined]
         types["tenant"] = Literal[layout.tenant]
         # An event that names no tenant is of tenant "default".
