@@ -250,6 +250,18 @@ WRONG = {"amount": "2", "age": 7.0, "country": 3, "vip": "true", "note": {"a": 1
         ([prediction()], prediction(features={"age": "7", "country": "nowhere"})),
         ([prediction(features={"country": "nowhere"})] * 20, prediction(features={"age": "7", "country": "nowhere"})),
         ([prediction(features={"country": "nowhere"})] * 20, prediction(features={"age": 7, "country": 3})),
+        ([prediction()], prediction(features={"amount": "2", "a/b~c d": None})),
+        ([prediction()], prediction(features={"amount": "2", "a/b~c d": "x", "age": 7})),
+        ([prediction()], prediction(features={"amount": "2", "country": "nowhere"})),
+        ([prediction()], prediction(features={"amount": "\u00e9" * 1_025})),
+        ([prediction()], prediction(features={"amount": True})),
+        ([prediction()], prediction(features={"amount": "2"}, event_id=...)),
+        ([prediction()], prediction(features={"amount": 2**70}, event_id=...)),
+        ([prediction()], prediction(features={"amount": 1e300}, event_id=...)),
+        ([prediction()], prediction(features={"age": "7", "new": 1}, event_id=...)),
+        ([prediction()], prediction(event_id=..., time="x", prediction=...)),
+        ([prediction()], prediction(event_id=..., time="2036-01-05T12:00:00Z", prediction_id="p")),
+        ([prediction()], prediction(event_id=None)),
         ([prediction()], prediction(segments={"a": 1, "b": None})),
         ([prediction(segments={"a": 1})], prediction(segments={"a": 1, "new": "x"})),
         ([prediction(segments={"a": 1})], prediction(segments={"a": [1]})),
@@ -263,6 +275,22 @@ def test_what_was_learnt_changes_no_column(before: list[dict[str, Any]], event: 
     batch = [prediction(), event, event, prediction()]
     checked = [one | UNKNOWN for one in batch]
     assert as_text(decode_twice(before, batch)) == as_text(decode_twice([], checked))
+
+
+def test_a_text_for_a_number_and_an_absent_id_are_found_in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is refused and read again for them: a batch of them would cost several times as much as a good one."""
+    again: list[object] = []
+    monkeypatch.setattr(decoder._Pass, "_slow", lambda self, index, raw, fault: again.append(index))
+    monkeypatch.setattr(Plan, "read_any_types", lambda self, raw, found: again.append(raw))
+    wrong = prediction(features={"amount": "2", "a/b~c d": None})
+    batch = decode_twice([prediction()], [prediction(), wrong, prediction(event_id=...), prediction(event_id="other")])
+    assert again == []
+    rows = batch.predictions
+    assert rows.record.tolist() == [0, 1, 3]
+    assert rows.violations == [Violation(1, "amount", "type")]
+    assert [number(rows, row, "amount") for row in range(3)] == [1.5, UNUSABLE_NUMBER, 1.5]
+    assert [(one.record, one.refusal.path) for one in batch.refused] == [(2, "/event_id")]
+    assert rows.id_hash[0] == rows.id_hash[1] != rows.id_hash[2]
 
 
 def test_a_row_that_breaks_a_type_becomes_columns_together_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,8 +413,11 @@ def of_models(models: int, rows: int) -> tuple[list[Record], dict[bytes, Layout]
             given: dict[str, Any] = {
                 one: {"number": row + at / 100, "category": rng.choice("abx"), "text": "t"}[kind] for one, kind in mine
             }
-            given[mine[0][0]] = [given[mine[0][0]], None, 2**70, ["wrong"], 1e300, True][row % 6 if at % 4 == 1 else 0]
-            event = prediction(event_id=f"{name}-{row}", model={"name": name}, features=given if row else None)
+            given[mine[0][0]] = [given[mine[0][0]], None, 2**70, ["wrong"], "wrong", 1e300, True][
+                row % 7 if at % 4 == 1 else 0
+            ]
+            name_of_event = ... if row % 11 == 9 else f"{name}-{row}"
+            event = prediction(event_id=name_of_event, model={"name": name}, features=given if row else None)
             records.append(Record(PREDICTIONS, 0, 0, RECORD_TIME_US, name.encode(), dumps(event)))
     rng.shuffle(records)
     return [record._replace(offset=offset) for offset, record in enumerate(records)], layouts

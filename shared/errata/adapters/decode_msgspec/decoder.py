@@ -7,10 +7,11 @@ that refuses is read as plain data by the *checks*, which make a row or a refusa
 same bytes give the same row, violations or refusal.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, compress, groupby, repeat, starmap
+from itertools import accumulate, chain, compress, groupby, repeat, starmap
 from math import nan
 from operator import contains
 from struct import Struct
@@ -23,6 +24,7 @@ from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 from errata.adapters.decode_msgspec.envelope import (
+    NAMELESS,
     evident_refusal,
     has_hidden_faults,
     read_outcome,
@@ -402,12 +404,18 @@ class _Pass:
             _, are_times = instants_us([text for _, text in columns.other_times])
             good[[row for (row, _), is_time in zip(columns.other_times, are_times, strict=True) if not is_time]] = False
         good[columns.unanswered] = False
-        good[[row for row in columns.huge() if self._refusal(int(record[row])) is not None]] = False
+        huge = [row for row in columns.huge() if self._refusal(int(record[row])) is not None]
+        # The id is the first field there is to check: nothing comes before it but a number that is none.
+        nameless = set(columns.nameless).difference(huge)
+        good[[*huge, *nameless]] = False
         ahead = at - received > MAX_AHEAD_US
         for row in flatnonzero(~good | ahead).tolist():
             index = int(record[row])
             self._found.pop(index, None)
-            self._refuse(index, clock_refusal("/time") if good[row] else self._fault(index))
+            if row in nameless:
+                self._refused.append(Refusal(index, NAMELESS))
+            else:
+                self._refuse(index, clock_refusal("/time") if good[row] else self._fault(index))
         return at, received, good & ~ahead
 
     def _refusal(self, index: int) -> Refused | None:
@@ -548,6 +556,7 @@ class _PredictionColumns:
         self._open = _Waiting(FIELDS)
         self.times: list[str] = []
         self.other_times: list[tuple[int, str]] = []  # (row, text)
+        self.nameless: list[int] = []  # rows without an id
         self.unanswered: list[int] = []  # rows without a prediction that have no status code either
         self._indices: list[int] = []
         self._slots: list[int] = []  # of the layouts whose the rows are
@@ -594,11 +603,19 @@ class _PredictionColumns:
         first, n = len(self._indices), len(waiting.rows)
         absent = (None,) * n
         columns = dict(zip(waiting.order, zip(*map(astuple, waiting.rows), strict=True), strict=True)).get
-        ids, predicted = columns("event_id", absent), columns("prediction", absent)
+        ids: Sequence[str] = columns("event_id", absent)
+        predicted = columns("prediction", absent)
         self._indices += waiting.indices
         self._slots += [plan.slot for plan, _ in waiting.groups]
         self._sizes += [n for _, n in waiting.groups]
         self.times += columns("time", absent)
+        if not all(ids):
+            ids = list(ids)
+            usual = next(filter(None, ids), "")  # ids of one length are hashed in a third of the time
+            for at, name in enumerate(ids):
+                if not name:
+                    self.nameless.append(first + at)
+                    ids[at] = usual
         self._ids += ids
         own = columns("prediction_id", absent)
         self._prediction_ids += ids if own.count(None) == n else map(_first, own, ids)
@@ -646,7 +663,7 @@ class _PredictionColumns:
             columns: list[Sequence[Any]] = list(zip(*features[start:end], strict=True))
             if plan.loose and typed:
                 plan.check_loose(columns, waiting.indices[start:end], self._found)
-            numbers += _columns_of_doubles(columns[: shape.numbers])
+            numbers += self._numbers(columns[: shape.numbers], whose, sizes, waiting.indices[start:end])
             cells: list[float | None] = []
             cells_of = zip(*[plan.cells_of for plan in whose], strict=True)
             for column, lookups in zip(columns[shape.numbers : shape.categories], cells_of, strict=True):
@@ -658,6 +675,31 @@ class _PredictionColumns:
         whose, sizes = zip(*waiting.groups, strict=True)
         _look_up(answers, predicted, [plan.predicted for plan in whose], sizes)
         self._predicted += _doubles(answers)
+
+    def _numbers(
+        self, columns: Sequence[Sequence[Any]], whose: Sequence[Plan], sizes: Sequence[int], indices: Sequence[int]
+    ) -> list[bytes]:
+        """Each column as C doubles, None as NaN. A text is a violation."""
+        pack = _packer("d", len(indices))
+        packed: list[bytes] = []
+        packing = starmap(pack, columns)
+        while True:
+            try:
+                packed.extend(packing)
+                return packed
+            except StructError:  # of the column after those in `packed`; the loop goes on behind it
+                at = len(packed)
+                usable = list(columns[at])
+                for row, kind in enumerate(map(type, columns[at])):
+                    if kind is float:
+                        continue
+                    if usable[row] is None:
+                        usable[row] = nan
+                    elif kind is str:
+                        plan = _whose(row, whose, sizes)
+                        usable[row] = plan.unusable(at)
+                        self._found.setdefault(indices[row], []).append((plan.names[at], "type"))
+                packed.append(pack(*usable))
 
     def _unanswered(self, predicted: Sequence[Any], statuses: Sequence[Any], first: int) -> None:
         for row, (value, status) in enumerate(zip(predicted, statuses, strict=True), first):
@@ -838,6 +880,11 @@ def _presence(value: Any) -> float:
     return 0.0 if value is None else 2.0 if value is UNUSABLE else 1.0
 
 
+def _whose(row: int, whose: Sequence[Plan], sizes: Sequence[int]) -> Plan:
+    """The plan of a row, where rows come in groups of ``sizes``."""
+    return whose[bisect_right(list(accumulate(sizes)), row)]
+
+
 def _first(own: str | None, other: str) -> str:
     return own or other
 
@@ -866,14 +913,6 @@ def _doubles(values: Sequence[float | None]) -> bytes:
         return pack(*values)
     except StructError:
         return pack(*[nan if value is None else value for value in values])
-
-
-def _columns_of_doubles(columns: Sequence[Sequence[float | None]]) -> list[bytes]:
-    """`_doubles` of each of some columns of one length."""
-    try:
-        return list(starmap(_packer("d", len(columns[0])), columns)) if columns else []
-    except StructError:
-        return list(map(_doubles, columns))
 
 
 def _in_order(values: Floats, places: Sequence[Ints], sizes: Ints, group: Ints, place: Ints) -> Floats:

@@ -21,7 +21,7 @@ from errata.contracts.refusals import (
     schema_refusal,
 )
 from errata.contracts.strict import MAX_BYTES, MAX_DEPTH, MAX_VECTOR, instant_us
-from errata.errors import Refused, RefusedDecode, RefusedSchema
+from errata.errors import Refused, RefusedDecode
 
 Check = Callable[[Any], str | None]
 
@@ -31,11 +31,11 @@ _LONG_INTEGER = (
     b"0" * 19
 )  # nineteen digits in a row, once each digit is a zero: an eighth of a regular expression's time
 _NO_JSON = "Input data was truncated", "JSON is malformed: invalid number"  # as msgspec words it, and so the next
-_NAMELESS = "Object missing required field `event_id`"
 _SEND_JSON = "not JSON; send one JSON object"
-_NO_ID = schema_refusal("/event_id", {}).message
+# Of many events, and never raised: to make and raise one for each costs as much again as finding what is wrong.
+_CUT_OFF = RefusedDecode("", _SEND_JSON)
+NAMELESS = schema_refusal("/event_id", {})
 _decode = msgspec.json.Decoder().decode
-_pass_over = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def _text(value: Any) -> str | None:
@@ -264,18 +264,8 @@ def _read(raw: bytes, model: type[Message]) -> dict[str, Any]:
 
 
 def evident_refusal(fault: str, raw: bytes) -> Refused | None:
-    """The refusal of an event that a typed decoder told all of in ``fault``: cut off, or without its id, as most of the
-    broken lines there are. It is not raised: that would cost as much again as finding it."""
-    if _is_no_json(fault, raw):
-        return RefusedDecode("", _SEND_JSON)
-    # The id is the first field there is to check, so nothing comes before it but what msgspec reads without a word.
-    if fault == _NAMELESS and not has_hidden_faults(raw):
-        try:
-            _pass_over(raw)
-        except msgspec.DecodeError:  # more than one object: the typed decoder stopped before the second
-            return None
-        return RefusedSchema("/event_id", _NO_ID)
-    return None
+    """The refusal of an event that a typed decoder told all of in ``fault``: cut off, as most that are no JSON."""
+    return _CUT_OFF if _is_no_json(fault, raw) else None
 
 
 def _is_no_json(fault: str, raw: bytes) -> bool:

@@ -48,8 +48,12 @@ MAX_VALUES = 1_024  # of a category, to be known to its decoder
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 _UNKNOWN = "Object contains unknown field `"
 _NO_VALUE, _FEATURE = "Invalid enum value ", " - at `$.features."
+# Large numbers are looked at in columns: a limit in the type is a twentieth of the time. So are texts that stand for
+# numbers: to refuse a row and to read it again takes several times as long.
+_NUMBER = float | ShortText
+_NUMBERS = float, _NUMBER
 _TYPES: dict[str, Any] = {
-    "number": float,  # large ones are looked at in columns: a limit in the type is a twentieth of the time
+    "number": _NUMBER,
     "integer": Int64,
     "category": ShortText,
     "text": ShortText,
@@ -153,7 +157,7 @@ class OpenOutcome(_Part):
 
 # The order of a row's fields, which is the schema's; `Row` below names the places that columns are cut from.
 _ROW: tuple[tuple[str, Any, Any], ...] = (
-    ("event_id", Name, msgspec.NODEFAULT),
+    ("event_id", Name, None),  # None: absent; null is refused. To find this in columns is cheap, to refuse a row is not
     ("time", str, msgspec.NODEFAULT),
     ("model", Model[Name], msgspec.NODEFAULT),
     ("prediction", bool | Number | str | Vector | None, None),
@@ -224,7 +228,7 @@ def _can_be_field(name: str) -> bool:
 def _struct_of(name: str, types: Mapping[str, Any]) -> Any:
     """A struct whose fields stand for the keys of ``types``; a key that is absent is None, an absent number NaN."""
     places = {f"f{at}": key for at, key in enumerate(types)}
-    fields = [(place, types[key] | None, nan if types[key] is float else None) for place, key in places.items()]
+    fields = [(place, types[key] | None, nan if types[key] in _NUMBERS else None) for place, key in places.items()]
     return msgspec.defstruct(name, fields, rename=places, forbid_unknown_fields=True, gc=False)
 
 
@@ -272,7 +276,7 @@ class Form:
         return fault[len(_UNKNOWN) : -1] in FIELDS
 
 
-OpenRow: Any = _row_type("OpenRow", FIELDS)
+OpenRow: Any = _row_type("OpenRow", FIELDS, required=("event_id",))
 
 
 def _known(feature: FeatureContract) -> tuple[str, ...]:
@@ -394,7 +398,10 @@ class Plan:
 
     def _type(self, loose: frozenset[str]) -> Any:
         layout, form = self.layout, self._form
-        features = {name: _TYPES[kind] for name, kind in zip(self.names, self.kinds, strict=True)}
+        # Where columns are checked for other types as well, texts for numbers are not left to what packs them: what is
+        # wrong with a row is told in the order of its features.
+        types_of = _TYPES | {"number": float} if loose else _TYPES
+        features = {name: types_of[kind] for name, kind in zip(self.names, self.kinds, strict=True)}
         features |= {name: _one_of(values) for name, values in self.closed.items()}
         features |= dict.fromkeys(loose, AnyFeature)
         types = {field: usual for field, usual, _ in _ROW if field in _OF_A_PLAN}
@@ -440,7 +447,7 @@ class Plan:
         for at, (value, easy) in enumerate(zip(values, self.easy, strict=True)):
             if value is not None and value.__class__ not in easy and not fits(self.kinds[at], value):
                 found.append((self.names[at], "type"))
-                values[at] = self._unusable(at)
+                values[at] = self.unusable(at)
         row.features = tuple(values)
         if len(given) > len(self.names) or not given.keys() <= self.known:
             self._extra(given, found)
@@ -468,11 +475,11 @@ class Plan:
                     setattr(features, f"f{at}", nan)  # as in typed rows, which pack at once
             elif value.__class__ not in easy and not fits(self.kinds[at], value):
                 found.append((self.names[at], "type"))
-                setattr(features, f"f{at}", self._unusable(at))
+                setattr(features, f"f{at}", self.unusable(at))
         return row
 
-    def _unusable(self, at: int) -> Any:
-        """What stands for a value of feature ``at`` whose type is wrong."""
+    def unusable(self, at: int) -> Any:
+        """What stands for a value of feature ``at`` whose type is wrong; such values are counted."""
         self._breaks(self.names[at])
         return UNUSABLE_NUMBER if at < self.shape.numbers else UNUSABLE
 
@@ -501,7 +508,7 @@ class Plan:
             if wrong:
                 column = columns[at] = list(columns[at])
                 for row in wrong:
-                    column[row] = self._unusable(at)
+                    column[row] = self.unusable(at)
                     found_in.setdefault(indices[row], []).append((name, "type"))
 
     def broken_often(self, least: int, one_in: int) -> frozenset[str]:
