@@ -335,7 +335,7 @@ def test_only_the_features_that_are_often_broken_are_read_loosely() -> None:
     event = dumps(prediction(features={"age": "7", "country": "it", "vip": True}))
     for _ in range(2):
         decoder.decode([Record(PREDICTIONS, 3, at, RECORD_TIME_US, b"fraud", event) for at in range(20)], LAYOUTS)
-    assert decoder._plans[b"fraud"].loose == {"age"}
+    assert decoder.plans[b"fraud"].loose == {"age"}
 
 
 @pytest.mark.parametrize(

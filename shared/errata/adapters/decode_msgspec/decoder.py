@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, compress, groupby, repeat, starmap
 from math import nan
-from operator import contains
+from operator import contains, itemgetter
 from struct import Struct
 from struct import error as StructError
 from typing import Any, cast
@@ -86,6 +86,7 @@ _BACKSLASH = ord("\\")  # one byte is found ten times as fast as six, and most e
 _JUDGED = frozenset(PURPOSES)
 _PURPOSE = {name: at for at, name in enumerate(PURPOSES)}
 _STATUS = {None: 0} | {name: at for at, name in enumerate(STATUS_CODES)}
+_kin = itemgetter(0)
 _plain = msgspec.json.Decoder().decode
 _open_row = msgspec.json.Decoder(OpenRow).decode
 _open_outcome = msgspec.json.Decoder(OpenOutcome).decode
@@ -98,7 +99,7 @@ class MsgspecDecoder:
 
     def __init__(self, key: bytes = b"errata") -> None:
         self._key = key.hex()
-        self._plans: dict[bytes, Plan] = {}
+        self.plans: dict[bytes, Plan] = {}  # of the models that came last
         self._seeds: dict[tuple[str, str, str], int] = {}
         self.form = Form()
         self._learnt = False
@@ -109,8 +110,8 @@ class MsgspecDecoder:
             self._learn(
                 self.missed or [record.value or b"" for record in records[:PROBED] if record.topic == PREDICTIONS]
             )
-        if len(self._plans) > len(layouts) + MAX_PLANS:
-            self._plans.clear()
+        if len(self.plans) > len(layouts) + MAX_PLANS:
+            self.plans.clear()
         return _Pass(self, records, layouts).run()
 
     def _learn(self, raws: Sequence[bytes]) -> None:
@@ -121,16 +122,14 @@ class MsgspecDecoder:
         grown = self.form.grown(events)
         if grown != self.form:
             self.form = grown
-            self._plans.clear()
+            self.plans.clear()
 
     def plan(self, key: bytes, layout: Layout | None, raw: bytes | None, tenant: str, model: str) -> Plan:
         """The plan of ``layout``, made anew when the layout is another one than last time, when ``raw`` is the
         first event to show in which order its features come, or when features are to be read loosely."""
-        plan = self._plans.get(key)
+        plan = self.plans.get(key)
         if plan is not None and plan.given is not layout:
             plan = None
-        if plan is not None and plan.settled:
-            return plan
         loose: frozenset[str] = plan.loose if plan else frozenset()
         if plan and plan.broken:
             loose |= plan.broken_often(*LOOSENED)
@@ -142,7 +141,7 @@ class MsgspecDecoder:
         known = layout or compile_layout(tenant, model, None, None)
         plan = Plan(known, self._key, self.form, seen if isinstance(seen, dict) else None, loose)
         plan.given = layout
-        self._plans[key] = plan
+        self.plans[key] = plan
         return plan
 
     def seed(self, tenant: str, source: str, kind: str) -> int:
@@ -181,10 +180,7 @@ class _Pass:
 
     def run(self) -> Batch:
         outcomes: list[int] = []
-        groups = self._by_key(outcomes)
-        plans = {key: self._described(key, indices[0]) for key, indices in groups.items()}
-        for key, plan in sorted(plans.items(), key=_kin):
-            indices = groups[key]
+        for _, plan, indices in self._by_kin(self._by_key(outcomes)):
             for start in range(0, len(indices), CHUNK):
                 self._chunk(plan, indices[start : start + CHUNK])
         self._try_again()
@@ -236,11 +232,17 @@ class _Pass:
                 found.add(index)
         return found
 
-    def _described(self, key: bytes | None, index: int) -> Plan | None:
-        """The plan of the model that a key names, None where nobody described it. ``index``: of its first record."""
-        if key is None or (layout := self._given.get(key)) is None:
-            return None
-        return self._use(key, layout, self._values[index])
+    def _by_kin(self, groups: Mapping[bytes | None, list[int]]) -> list[tuple[int, Plan | None, list[int]]]:
+        """The plan of each model that a key names, None where nobody described it, and its records, kin beside kin."""
+        found: list[tuple[int, Plan | None, list[int]]] = []
+        for key, indices in groups.items():
+            if key is None or (layout := self._given.get(key)) is None:
+                found.append((-1, None, indices))
+            else:
+                plan = self._use(key, layout, self._values[indices[0]])
+                found.append((plan.kin, plan, indices))
+        found.sort(key=_kin)
+        return found
 
     def _chunk(self, plan: Plan | None, indices: list[int]) -> None:
         """Records of one key: decoded and made columns while what they hold is in the cache."""
@@ -257,15 +259,18 @@ class _Pass:
             indices = list(compress(indices, typed))
             raws = list(compress(raws, typed))
         rows: list[Any] = []
-        decoding = map(plan.decode, tuple(raws))
+        failed: list[int] = []
+        decoding = map(plan.decode, raws)
         while True:
             try:
                 rows.extend(decoding)
                 break
-            except UNREADABLE as error:  # of the row after those in `rows`; the loop goes on behind it
-                at = len(rows)
+            except UNREADABLE as error:  # of the next row; the loop goes on behind it
+                at = len(rows) + len(failed)
                 self._failed[plan].append((indices[at], raws[at], str(error)))
-                del indices[at], raws[at]
+                failed.append(at)
+        for at in reversed(failed):
+            del indices[at]
         if rows:
             self._predictions.add_typed(plan, rows, indices)
 
@@ -332,7 +337,10 @@ class _Pass:
 
     def _use(self, key: bytes, layout: Layout | None, raw: bytes | None, tenant: str = "", model: str = "") -> Plan:
         """The plan of a model that occurs for the first time in the batch; a layout says itself whose it is."""
-        plan = self._plans[key] = self._decoder.plan(key, layout, raw, tenant, model)
+        plan = self._decoder.plans.get(key)
+        if plan is None or plan.given is not layout or not plan.settled:
+            plan = self._decoder.plan(key, layout, raw, tenant, model)
+        self._plans[key] = plan
         plan.slot, plan.rows = len(self._layouts), 0
         self._layouts.append(plan.layout)
         self._used.append(plan)
@@ -778,8 +786,8 @@ class _PredictionColumns:
             for kind in range(len(self._features))
         )
         layout = slot[rows]
-        widths = np.array([plan.shape.widths for plan in plans], np.int64).reshape(-1, 3).T
-        number_start, category_start, others_start = (_starts(wide[layout]) for wide in widths)
+        widths = np.array([shape.widths for shape, _ in self._shapes], np.int64).reshape(-1, 3).T
+        number_start, category_start, others_start = (_starts(wide[group]) for wide in widths)
         _fill_other(categories, category_start, layout, plans)
         kept = record[rows]
         faulty = sorted(self._found)
@@ -840,11 +848,6 @@ class _OutcomeColumns:
             prediction_ids=self._prediction_ids,
             wrong=wrong.astype(np.int8),
         )
-
-
-def _kin(group: tuple[bytes | None, Plan | None]) -> int:
-    _, plan = group
-    return -1 if plan is None else plan.kin
 
 
 def _slot(row: tuple[Plan, int, Any]) -> int:
