@@ -311,11 +311,12 @@ class CatalogWriterWorker:
         with _database():
             positions = self._catalogue.claim(GROUP, self._owner, self._assigned)
         for partition, next_offset in sorted(positions.items()):
-            if next_offset > self._transport.end_offset(partition):
+            end = self._transport.end_offset(partition)
+            if next_offset > end:
                 raise StateDamaged(
-                    f"catalogue_ahead: the catalogue is ahead of partition {partition[1]} of {partition[0]}: they do"
-                    " not belong together; give the catalogue a database of its own, or the log back that it was"
-                    " written from"
+                    f"catalogue_ahead: the catalogue is at offset {next_offset} of partition {partition[1]} of"
+                    f" {partition[0]}, which ends at {end}: they do not belong together; give the catalogue a database"
+                    " of its own, or the log back that it was written from"
                 )
             if next_offset > 0:  # at 0 nothing was written yet, and the log may begin later than 0
                 self._consumer.seek(partition, next_offset)

@@ -18,6 +18,7 @@ FUNCTIONS = (
     "mock_cluster_new", "mock_cluster_destroy", "mock_cluster_bootstraps", "mock_topic_create",
     "mock_push_request_errors", "mock_clear_request_errors", "mock_broker_error_stack_cnt", "mock_broker_set_down",
     "mock_broker_set_up", "mock_group_initial_rebalance_delay_ms", "mock_partition_set_leader",
+    "mock_broker_push_request_error_rtts",
 )  # fmt: skip
 BROKER = 1  # its number
 NO_BROKER = -1
@@ -74,6 +75,11 @@ class MockCluster:
         """The next requests of this kind get these errors in turn (0: none); `KafkaError._TRANSPORT` hangs up."""
         self._call("mock_push_request_errors", self._cluster, ctypes.c_int16(api), ctypes.c_size_t(len(errors)),
                    *(ctypes.c_int(error) for error in errors))  # fmt: skip
+
+    def answer_late(self, api: Api, late_s: float) -> None:
+        """The next request of this kind is answered after so long, and then what was asked behind it."""
+        self._told("mock_broker_push_request_error_rtts", BROKER, ctypes.c_int16(api), ctypes.c_size_t(1),
+                   ctypes.c_int(0), ctypes.c_int(round(late_s * 1_000)))  # fmt: skip
 
     def clear(self, api: Api) -> None:
         self._call("mock_clear_request_errors", self._cluster, ctypes.c_int16(api))

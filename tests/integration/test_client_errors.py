@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, Producer, TopicPartition
 from tests.integration.mock_cluster import BROKER, FUNCTIONS, NO_BROKER, Api, MockCluster, library, mock_cluster
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport
@@ -340,6 +340,47 @@ def test_a_leader_that_does_not_know_yet_how_far_it_may_answer_is_asked_again(pl
     place.mock.answer(Api.LIST_OFFSETS, code, code)
     assert place.transport.end_offset(("never-written", 0)) == 0
     assert place.mock.unsaid(Api.LIST_OFFSETS) == 0
+
+
+@pytest.fixture
+def written(place: Place) -> str:
+    """A topic with one record, which the admin client and a reader know."""
+    topic = f"written-{next(place.numbers)}"
+    place.mock.create_topic(topic, 1)
+    producer = place.producer()
+    producer.begin()
+    producer.produce(Outgoing(topic, b"k", b"v"))
+    producer.commit()
+    assert len(list(place.transport.read_from((topic, 0)))) == 1
+    return topic
+
+
+def test_a_restore_from_a_leader_that_is_silent_for_a_while_reads_all(
+    place: Place, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "ANSWER_SLICE_S", 0.3)
+    place.mock.answer_late(Api.LIST_OFFSETS, 1.0)
+    assert [record.value for record in place.transport.read_from((written, 0))] == [b"v"]
+    assert place.mock.unsaid(Api.LIST_OFFSETS) == 0
+
+
+def test_a_restore_would_take_a_silent_leader_for_an_empty_partition(
+    place: Place, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: the client's own answer, which has no error, and what a restore would make of it."""
+    monkeypatch.setattr(connection_module, "ANSWER_SLICE_S", 0.3)
+    monkeypatch.setattr(connection_module, "_told", lambda future: future.result().offset)
+    place.mock.answer_late(Api.LIST_OFFSETS, 1.0)
+    assert place.transport.end_offset((written, 0)) == OFFSET_INVALID
+    place.mock.answer_late(Api.LIST_OFFSETS, 1.0)
+    assert list(place.transport.read_from((written, 0))) == []
+
+
+def test_a_leader_that_stays_silent_is_said(place: Place, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "ANSWER_SLICE_S", 0.3)
+    place.mock.answer_late(Api.LIST_OFFSETS, 2.0)
+    with pytest.raises(Unavailable, match=f"offsets of {written} partition 0: no answer from Kafka"):
+        place.transport.end_offsets([(written, 0)], timeout_s=0.5)
 
 
 def test_a_broker_that_is_away_for_a_moment_costs_nothing(place: Place) -> None:

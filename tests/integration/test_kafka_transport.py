@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -16,6 +16,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from errata.adapters.kafka import KafkaConsumer, KafkaProducer, KafkaTransport, apply_topics
+from errata.adapters.kafka import groups as groups_module
 from errata.adapters.kafka import reader as reader_module
 from errata.adapters.kafka.connection import Connection
 from errata.adapters.kafka.consumer import PIECE
@@ -610,6 +611,33 @@ def test_leaders_that_were_elected_anew_are_asked_for(broker: KafkaServer) -> No
         assert monotonic() < deadline_s, "it does not find the leader"
     assert found == 2  # the record and its marker
     assert texts(transport.read_from(LOG)) == ["a"]
+    place.close()
+
+
+def test_a_silent_broker_is_never_taken_for_an_empty_one(broker: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for offsets, the client may answer without an error that there are none: nothing would be restored."""
+    for module in (reader_module, groups_module):
+        monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 1.0)
+    place = Place({"bootstrap.servers": broker.address})
+    transport = place.transport()
+    write(transport, "a", "b")
+    asked: dict[str, Callable[[], object]] = {
+        "all": lambda: texts(transport.read_from(LOG, timeout_s=1.0)),
+        "some": lambda: texts(record for record in transport.read_at(LOG, [1]) if record is not None),
+        "end": lambda: transport.end_offsets([LOG], timeout_s=1.0)[LOG],
+        "begin": lambda: transport.begin_offsets([LOG], timeout_s=1.0)[LOG],
+        "group": lambda: transport.group_offsets("group", [LOG]),
+    }
+    there = {what: ask() for what, ask in asked.items()}
+    assert there == {"all": ["a", "b"], "some": ["b"], "end": 3, "begin": 0, "group": {}}
+    broker.freeze()
+    try:
+        for what, ask in asked.items():
+            with pytest.raises(Unavailable, match="no answer from Kafka"):
+                pytest.fail(f"{what}: {ask()}")
+    finally:
+        broker.thaw()
+    assert {what: ask() for what, ask in asked.items()} == there
     place.close()
 
 

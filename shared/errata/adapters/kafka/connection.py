@@ -153,18 +153,21 @@ def latest_offsets(
 def _offsets(
     connection: Connection, admin: AdminClient, places: list[Place], spec: OffsetSpec, timeout_s: float
 ) -> dict[Place, int]:
+    """In slices, since after one of them another broker may lead."""
     deadline_s = monotonic() + timeout_s
     found: dict[Place, int] = {}
     while missing := [place for place in places if place not in found]:
         asked = {connection.at(place): spec for place in missing}
         futures: Mapping[TopicPartition, Future[Any]] = admin.list_offsets(
-            asked, isolation_level_value=ISOLATION_LEVEL_READ_UNCOMMITTED, request_timeout=timeout_s
+            asked,
+            isolation_level_value=ISOLATION_LEVEL_READ_UNCOMMITTED,
+            request_timeout=max(ELECTION_POLL_S, min(ANSWER_SLICE_S, deadline_s - monotonic())),
         )
         moved: set[str] = set()
         for partition, future in futures.items():
             place = partition.topic.removeprefix(connection.prefix), partition.partition
             try:
-                found[place] = int(future.result().offset)
+                found[place] = _told(future)
             except KafkaException as error:
                 if error_of(error).code() not in MOVED or monotonic() > deadline_s:
                     doing = f"offsets of {place[0]} partition {place[1]}"
@@ -173,6 +176,18 @@ def _offsets(
         for topic in sorted(moved):  # once, however many of its partitions it is
             _ask_for_leader(admin, topic)
     return found
+
+
+def _told(future: Future[Any]) -> int:
+    """The offset that a broker answered with.
+
+    Of a leader that is dead or silent librdkafka (2.16) has no error but its mark for "no offset", -1001. Taken for an
+    offset it would be an empty partition: a restore would read nothing of it.
+    """
+    offset = int(future.result().offset)
+    if offset < 0:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    return offset
 
 
 def _ask_for_leader(admin: AdminClient, topic: str) -> None:

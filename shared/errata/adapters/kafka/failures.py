@@ -20,11 +20,11 @@ REFUSED = frozenset({
 UNKNOWN_PLACE = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
 })  # fmt: skip
-# A leader moved, was elected anew or does not know yet how far it may answer, or there was none when the client last
-# asked who it is (_NOENT: what an admin client says from memory, until somebody makes it ask again).
+# A leader moved, was elected anew, does not answer or does not know yet how far it may answer, or there was none when
+# the client last asked who it is (_NOENT: what an admin client says from memory, until somebody makes it ask again).
 MOVED = frozenset({
     KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._NOENT,
+    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._NOENT, KafkaError._TIMED_OUT,
 })  # fmt: skip
 # Told while the client tries again by itself.
 PASSING = frozenset({
