@@ -284,7 +284,7 @@ def led(place: Place) -> Iterator[str]:
     place.mock.create_topic(topic, 1)
     assert place.transport.end_offset((topic, 0)) == 0
     place.mock.lead(topic, 0, NO_BROKER)
-    connection_module._ask_for_leader(place.transport._admin_client(), topic)
+    connection_module._ask_for_leader(place.transport._admin_client(), topic, JOIN_S)
     yield topic
     place.mock.lead(topic, 0, BROKER)
 
@@ -317,13 +317,13 @@ def test_the_leaders_of_a_topic_are_asked_for_at_once(place: Place, monkeypatch:
     ask = connection_module._ask_for_leader
     for _, number in places:
         place.mock.lead(topic, number, NO_BROKER)
-    ask(place.transport._admin_client(), topic)
+    ask(place.transport._admin_client(), topic, JOIN_S)
 
-    def elected(client: Any, name: str) -> None:
+    def elected(client: Any, name: str, timeout_s: float) -> None:
         asked.append(name)
         for _, number in places:
             place.mock.lead(topic, number, BROKER)
-        ask(client, name)
+        ask(client, name, timeout_s)
 
     monkeypatch.setattr(connection_module, "_ask_for_leader", elected)
     assert place.transport.end_offsets(places) == dict.fromkeys(places, 0)

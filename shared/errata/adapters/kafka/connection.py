@@ -153,7 +153,7 @@ def latest_offsets(
 def _offsets(
     connection: Connection, admin: AdminClient, places: list[Place], spec: OffsetSpec, timeout_s: float
 ) -> dict[Place, int]:
-    """In slices, since after one of them another broker may lead."""
+    """In slices, since after one of them another broker may lead; of little time one is half."""
     deadline_s = monotonic() + timeout_s
     found: dict[Place, int] = {}
     while missing := [place for place in places if place not in found]:
@@ -161,7 +161,7 @@ def _offsets(
         futures: Mapping[TopicPartition, Future[Any]] = admin.list_offsets(
             asked,
             isolation_level_value=ISOLATION_LEVEL_READ_UNCOMMITTED,
-            request_timeout=max(ELECTION_POLL_S, min(ANSWER_SLICE_S, deadline_s - monotonic())),
+            request_timeout=max(ELECTION_POLL_S, min(ANSWER_SLICE_S, (deadline_s - monotonic()) / 2)),
         )
         moved: set[str] = set()
         for partition, future in futures.items():
@@ -174,7 +174,7 @@ def _offsets(
                     raise connection.answered(admin, error, doing) from None
                 moved.add(partition.topic)
         for topic in sorted(moved):  # once, however many of its partitions it is
-            _ask_for_leader(admin, topic)
+            _ask_for_leader(admin, topic, max(ELECTION_POLL_S, min(ANSWER_SLICE_S, deadline_s - monotonic())))
     return found
 
 
@@ -190,11 +190,11 @@ def _told(future: Future[Any]) -> int:
     return offset
 
 
-def _ask_for_leader(admin: AdminClient, topic: str) -> None:
+def _ask_for_leader(admin: AdminClient, topic: str, timeout_s: float) -> None:
     """An admin client keeps the leaders it once knew, whatever the brokers answer, until it is told to ask."""
     sleep(ELECTION_POLL_S)
     with suppress(KafkaException):
-        admin.list_topics(topic, timeout=ANSWER_SLICE_S)
+        admin.list_topics(topic, timeout=timeout_s)
 
 
 def partition_counts(connection: Connection, found: ClusterMetadata) -> dict[str, int]:
