@@ -201,6 +201,9 @@ class Chain:
             for number in range(self.transport.partitions(topic))
         ]
         found = self._askers[stage].committed(asked, timeout=10)
+        for one in found:
+            if one.error is not None:  # its offset says nothing
+                raise KafkaException(one.error)
         return {(one.topic.removeprefix(self.prefix), one.partition): one.offset for one in found if one.offset >= 0}
 
     def positions(self) -> dict[TopicPartition, int]:
@@ -224,14 +227,14 @@ class Chain:
     def until(self, done: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
         """Wait for a condition; a process that ended with an error ends the wait."""
         deadline_s = time.monotonic() + timeout_s
-        while not _answered(done):
+        while (unmet := _unmet(done)) is not None:
             for service in self.running:
                 code = service.process.poll()
                 if code not in (None, 0, KILLED):
                     raise AssertionError(f"{service.name} ended with {code}: {service.logged()[-3000:]}")
             if time.monotonic() > deadline_s:
                 logs = "\n".join(f"--- {one.name}\n{one.logged()[-2000:]}" for one in self.running)
-                raise AssertionError(f"not within {timeout_s:g} s: {what}\n{logs}")
+                raise AssertionError(f"not within {timeout_s:g} s: {what}: {unmet}\n{logs}")
             time.sleep(POLL_S)
 
     def until_drained(self, timeout_s: float = WAIT_S, stages: Sequence[str] = STAGES) -> None:
@@ -250,12 +253,12 @@ def _commit(producer: Producer, batch: list[Outgoing]) -> int:
     return count
 
 
-def _answered(done: Callable[[], bool]) -> bool:
-    """The condition; not met while the servers or services that it asks are away."""
+def _unmet(done: Callable[[], bool]) -> str | None:
+    """Why the condition does not hold; None when it does. Servers and services that it asks may be away."""
     try:
-        return done()
-    except (Unavailable, psycopg.OperationalError, KafkaException, OSError):
-        return False
+        return None if done() else "it is not so"
+    except (Unavailable, psycopg.OperationalError, KafkaException, OSError) as error:
+        return repr(error)
 
 
 def _bare_environment() -> dict[str, str]:
