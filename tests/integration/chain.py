@@ -200,10 +200,14 @@ class Chain:
             for topic in INPUTS[stage]
             for number in range(self.transport.partitions(topic))
         ]
-        found = self._askers[stage].committed(asked, timeout=10)
-        for one in found:
-            if one.error is not None:  # its offset says nothing
-                raise KafkaException(one.error)
+        try:
+            found = self._askers[stage].committed(asked, timeout=10)
+            for one in found:
+                if one.error is not None:  # its offset says nothing
+                    raise KafkaException(one.error)
+        except KafkaException:
+            del self._askers[stage]  # it may have lost all brokers for good (librdkafka's issue 5301)
+            raise
         return {(one.topic.removeprefix(self.prefix), one.partition): one.offset for one in found if one.offset >= 0}
 
     def positions(self) -> dict[TopicPartition, int]:

@@ -284,7 +284,7 @@ def led(place: Place) -> Iterator[str]:
     place.mock.create_topic(topic, 1)
     assert place.transport.end_offset((topic, 0)) == 0
     place.mock.lead(topic, 0, NO_BROKER)
-    connection_module._ask_for_leader(place.transport._admin_client(), topic, JOIN_S)
+    connection_module._ask_for_leader(place.transport._admin.client(), topic, JOIN_S)
     yield topic
     place.mock.lead(topic, 0, BROKER)
 
@@ -317,7 +317,7 @@ def test_the_leaders_of_a_topic_are_asked_for_at_once(place: Place, monkeypatch:
     ask = connection_module._ask_for_leader
     for _, number in places:
         place.mock.lead(topic, number, NO_BROKER)
-    ask(place.transport._admin_client(), topic, JOIN_S)
+    ask(place.transport._admin.client(), topic, JOIN_S)
 
     def elected(client: Any, name: str, timeout_s: float) -> None:
         asked.append(name)
@@ -379,8 +379,10 @@ def test_a_restore_would_take_a_silent_leader_for_an_empty_partition(
 def test_a_leader_that_stays_silent_is_said(place: Place, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "ANSWER_SLICE_S", 0.3)
     place.mock.answer_late(Api.LIST_OFFSETS, 2.0)
+    before = place.transport._admin.client()
     with pytest.raises(Unavailable, match=f"offsets of {written} partition 0: no answer from Kafka"):
         place.transport.end_offsets([(written, 0)], timeout_s=0.5)
+    assert place.transport._admin.client() is not before  # which may have lost all brokers for good
 
 
 def test_a_broker_that_is_away_for_a_moment_costs_nothing(place: Place) -> None:

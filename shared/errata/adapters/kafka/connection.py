@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ClusterMetadata, OffsetSpec  # type: ignore[attr-defined]  # exported all the same
@@ -17,7 +17,7 @@ from confluent_kafka.cimpl import ISOLATION_LEVEL_READ_UNCOMMITTED
 
 from errata.adapters.kafka import config
 from errata.adapters.kafka.failures import MOVED, Diagnosis, bad_property, error_of, failure
-from errata.errors import ErrataError, Misconfigured
+from errata.errors import ErrataError, Misconfigured, Unavailable
 from errata.ports import TopicPartition as Place
 
 ANSWER_TIMEOUT_S = 10.0
@@ -27,6 +27,7 @@ CLOSE_TIMEOUT_S = 15.0
 BEGINS_HERE = "errata: begins here"  # kept beside an offset that a group was given before any member committed one
 STATISTICS_INTERVAL_MS = "2000"
 
+Answer = TypeVar("Answer")
 OnStats = Callable[[dict[str, Any]], None]
 OnDelivery = Callable[[KafkaError | None, Message], None]
 _LOG = logging.getLogger("errata.kafka")
@@ -116,6 +117,36 @@ class OfOneProcess:
             raise RuntimeError(
                 f"a Kafka client of process {self._pid} is used in process {os.getpid()}; make it after the fork"
             )
+
+
+class KeptAdmin(OfOneProcess):
+    """The admin client of a transport, made when it is first needed, and anew after one that got no answer.
+
+    One that asks while all brokers are fenced, as a single node is that was frozen, finds none for good (librdkafka's
+    issue 5301).
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+        self._client: AdminClient | None = None
+
+    def ask(self, question: Callable[[AdminClient], Answer]) -> Answer:
+        try:
+            return question(self.client())
+        except Unavailable:
+            self._client = None
+            raise
+
+    def client(self) -> AdminClient:
+        if self._client is None:
+            super().__init__()  # the process is that of the client
+            self._client = self._connection.admin()
+        self.check_process()
+        return self._client
+
+    def close(self) -> None:
+        self._client = None
 
 
 def close_in_time(client: Consumer | Producer, name: str, within_s: float = CLOSE_TIMEOUT_S) -> None:

@@ -7,12 +7,12 @@ from time import monotonic
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 
 from errata.adapters.kafka.config import Kind, transaction_timeout_ms
 from errata.adapters.kafka.connection import (
     ANSWER_TIMEOUT_S,
     Connection,
+    KeptAdmin,
     OfOneProcess,
     earliest_offsets,
     latest_offsets,
@@ -41,7 +41,7 @@ _NO_GROUP = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})  # a reader needs
 class Readers(OfOneProcess):
     """Consumers for reading by hand, kept for the next time: connecting takes longer than most reads."""
 
-    def __init__(self, connection: Connection, admin: AdminClient) -> None:
+    def __init__(self, connection: Connection, admin: KeptAdmin) -> None:
         super().__init__()
         self._connection = connection
         self._admin = admin
@@ -56,10 +56,11 @@ class Readers(OfOneProcess):
         """
         self.check_process()
         answer_s = min(ANSWER_TIMEOUT_S, timeout_s)
-        target = latest_offsets(self._connection, self._admin, [place], answer_s)[place]
+        target = self._admin.ask(lambda admin: latest_offsets(self._connection, admin, [place], answer_s))[place]
         if offset >= target:
             return
-        start = max(offset, earliest_offsets(self._connection, self._admin, [place], answer_s)[place])
+        first = self._admin.ask(lambda admin: earliest_offsets(self._connection, admin, [place], answer_s))[place]
+        start = max(offset, first)
         if start >= target:
             return
         with self._borrowed("reader", place[0]) as client:

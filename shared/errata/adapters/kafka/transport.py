@@ -1,14 +1,13 @@
 """``errata.ports.Transport`` on Kafka."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-from confluent_kafka.admin import AdminClient
+from functools import partial
 
 from errata.adapters.kafka import config
 from errata.adapters.kafka.connection import (
     ANSWER_TIMEOUT_S,
     Connection,
-    OfOneProcess,
+    KeptAdmin,
     OnStats,
     earliest_offsets,
     latest_offsets,
@@ -57,7 +56,7 @@ class KafkaTransport:
         self._connection = Connection(dict(properties), topic_prefix, on_stats)
         self._missing_offsets = missing_offsets
         self._members = {name: value for name, value in (members or {}).items() if name not in properties}
-        self._admin: AdminClient | None = None
+        self._admin = KeptAdmin(self._connection)
         self._readers: Readers | None = None
         self._counts: dict[str, int] = {}
         self._consumers: list[KafkaConsumer] = []
@@ -65,7 +64,8 @@ class KafkaTransport:
 
     def partitions(self, topic: str) -> int:
         if topic not in self._counts:
-            self._counts = partition_counts(self._connection, metadata(self._connection, self._admin_client()))
+            found = self._admin.ask(partial(metadata, self._connection))
+            self._counts = partition_counts(self._connection, found)
         try:
             return self._counts[topic]
         except KeyError:
@@ -121,17 +121,17 @@ class KafkaTransport:
         for place in places:
             self._check_place(place)
         within_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
-        return latest_offsets(self._connection, self._admin_client(), places, within_s)
+        return self._admin.ask(lambda admin: latest_offsets(self._connection, admin, places, within_s))
 
     def begin_offsets(self, partitions: Iterable[Place], *, timeout_s: float | None = None) -> Offsets:
         places = list(partitions)
         for place in places:
             self._check_place(place)
         within_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
-        return earliest_offsets(self._connection, self._admin_client(), places, within_s)
+        return self._admin.ask(lambda admin: earliest_offsets(self._connection, admin, places, within_s))
 
     def group_members(self, group: str) -> list[str]:
-        return group_members(self._connection, self._admin_client(), group)
+        return self._admin.ask(lambda admin: group_members(self._connection, admin, group))
 
     def group_offsets(self, group: str, partitions: Iterable[Place]) -> Offsets:
         return group_offsets(self._connection, group, partitions)
@@ -144,7 +144,8 @@ class KafkaTransport:
             producer.close()
         if self._readers is not None:
             self._readers.close()
-        self._consumers, self._producers, self._readers, self._admin = [], [], None, None
+        self._admin.close()
+        self._consumers, self._producers, self._readers = [], [], None
 
     def _check_place(self, partition: Place) -> None:
         topic, number = partition
@@ -152,14 +153,7 @@ class KafkaTransport:
         if not 0 <= number < count:
             raise Misconfigured(f"{topic} has partitions 0 to {count - 1}, not {number}")
 
-    def _admin_client(self) -> AdminClient:
-        if self._admin is None:
-            self._process = OfOneProcess()
-            self._admin = self._connection.admin()
-        self._process.check_process()
-        return self._admin
-
     def _reading(self) -> Readers:
         if self._readers is None:
-            self._readers = Readers(self._connection, self._admin_client())
+            self._readers = Readers(self._connection, self._admin)
         return self._readers
